@@ -1,0 +1,1 @@
+"""Many rows: read JSONL or Parquet, encode, write Parquet of frames."""
