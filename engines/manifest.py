@@ -1,0 +1,229 @@
+"""manifest.json of a bundle: dataclasses, strict reading, canonical writing.
+
+Knows JSON only: nothing here opens a graph or hashes a file. Keys this version does not know are refused,
+so that a later version may give them a meaning.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any, Final, TypeVar
+
+from ..core.errors import BundleError
+from .tensors import GraphSpec, TensorSpec
+
+FORMAT: Final = "latentwire-bundle"
+VERSION: Final = 1
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class FileEntry:
+    """One file: SHA-256 in hex, size in bytes."""
+
+    sha256: str
+    bytes: int
+
+
+@dataclass(frozen=True)
+class EncoderInfo:
+    """The encoder: frames carry the first four bytes of ``fingerprint`` as their model id.
+
+    Attributes:
+        kind: name of the encoder class in training.
+        fingerprint: hex SHA-256 of the trained weights and their settings.
+        d_z: size of one latent.
+        latents: M used when the caller names none.
+        max_tokens: longest text in encoder tokens.
+    """
+
+    kind: str
+    fingerprint: str
+    d_z: int
+    latents: int
+    max_tokens: int
+
+    @property
+    def model_id(self) -> bytes:
+        """Four bytes that a frame carries to name its encoder."""
+        return bytes.fromhex(self.fingerprint)[:4]
+
+
+@dataclass(frozen=True)
+class LlmInfo:
+    """The frozen LLM. ``bos``, ``eos``: token ids; ``pad``: one id; ``max_positions``: its own limit."""
+
+    name: str
+    fingerprint: str
+    family: str
+    hidden_size: int
+    vocab_size: int
+    num_layers: int
+    num_kv_heads: int
+    head_dim: int
+    max_positions: int
+    bos: tuple[int, ...]
+    eos: tuple[int, ...]
+    pad: int
+    dtype: str
+
+
+@dataclass(frozen=True)
+class AdapterInfo:
+    """The adapter: ``task_tokens`` (K) rows follow the M rows made from latents."""
+
+    kind: str
+    task_tokens: int
+    fingerprint: str
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """All that a bundle says about itself.
+
+    Attributes:
+        files: by file name, every file of the bundle except manifest.json.
+        graphs: by part (``encoder``, ``adapter``, ``splice``, ``decoder``).
+        precision: numeric type of the decoder's weights and cache.
+        quality: measured figures of the checkpoint, as its meta.json gave them, and of the export.
+        versions: package name to version, of what wrote the bundle.
+        fingerprint: SHA-256 of everything above; filled by ``seal``.
+    """
+
+    files: Mapping[str, FileEntry]
+    encoder: EncoderInfo
+    llm: LlmInfo
+    adapter: AdapterInfo
+    graphs: Mapping[str, GraphSpec]
+    precision: str
+    quality: Mapping[str, Any]
+    versions: Mapping[str, str]
+    fingerprint: str = ""
+
+    def to_json(self) -> dict[str, Any]:
+        """The JSON object that the manifest holds."""
+        body = {
+            "format": FORMAT,
+            "version": VERSION,
+            "files": {name: asdict(entry) for name, entry in self.files.items()},
+            "encoder": asdict(self.encoder),
+            "llm": asdict(self.llm),
+            "adapter": asdict(self.adapter),
+            "graphs": {name: graph.to_json() for name, graph in self.graphs.items()},
+            "precision": self.precision,
+            "quality": dict(self.quality),
+            "versions": dict(self.versions),
+        }
+        return {**body, "fingerprint": body_fingerprint(body)}
+
+
+def body_fingerprint(body: Mapping[str, Any]) -> str:
+    """SHA-256 of the manifest without its fingerprint: JSON, keys sorted, no spaces, UTF-8."""
+    rest = {k: v for k, v in body.items() if k != "fingerprint"}
+    text = json.dumps(rest, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def parse(data: bytes, where: str) -> Manifest:
+    """Read a manifest.
+
+    Args:
+        data: content of manifest.json.
+        where: name for error messages.
+
+    Raises:
+        BundleError: 4001 not a manifest; 4009 a later version; 4007 fingerprint differs from the content.
+    """
+    try:
+        body = json.loads(data)
+    except (UnicodeDecodeError, ValueError, RecursionError) as e:
+        raise BundleError(4001, "manifest is not JSON", where=where, expected=str(e)) from e
+    if not isinstance(body, dict) or body.get("format") != FORMAT:
+        raise BundleError(
+            4001,
+            "not a bundle manifest",
+            where=where,
+            expected=f'expected "format": "{FORMAT}"',
+            fix="give the folder that latentwire export wrote",
+        )
+    version = body.get("version")
+    if isinstance(version, int) and version > VERSION:
+        raise BundleError(
+            4009,
+            "bundle was written by a later version",
+            where=where,
+            expected=f"this version reads up to {VERSION}, the bundle is {version}",
+            fix="update latentwire or export again",
+        )
+    try:
+        return _build(body)
+    except (KeyError, TypeError, ValueError) as e:
+        raise BundleError(4001, "manifest is incomplete or malformed", where=where, expected=str(e)) from e
+
+
+def _build(body: dict[str, Any]) -> Manifest:
+    known = {f.name for f in fields(Manifest)} | {"format", "version"}
+    if unknown := set(body) - known:
+        raise ValueError(f"unknown keys {sorted(unknown)}")
+    manifest = Manifest(
+        files=_table(body["files"], lambda v: _record(FileEntry, v)),
+        encoder=_record(EncoderInfo, body["encoder"]),
+        llm=_record(LlmInfo, body["llm"]),
+        adapter=_record(AdapterInfo, body["adapter"]),
+        graphs=_table(body["graphs"], _graph),
+        precision=_is(str, body["precision"]),
+        quality=_is(dict, body["quality"]),
+        versions=_table(body["versions"], lambda v: _is(str, v)),
+        fingerprint=_is(str, body["fingerprint"]),
+    )
+    bytes.fromhex(manifest.encoder.fingerprint)
+    if body_fingerprint(body) != manifest.fingerprint:
+        raise BundleError(
+            4007,
+            "manifest was changed after export",
+            where="manifest.json",
+            expected=f"expected fingerprint {body_fingerprint(body)}, got {manifest.fingerprint}",
+            fix="export again or copy the bundle again",
+        )
+    return manifest
+
+
+def _is(kind: type[T], value: object) -> T:
+    if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
+        raise TypeError(f"expected {kind.__name__}, got {value!r:.80}")
+    return value
+
+
+def _table(value: object, item: Callable[[object], T]) -> dict[str, T]:
+    return {_is(str, k): item(v) for k, v in _is(dict, value).items()}
+
+
+def _record(cls: type[T], value: object) -> T:
+    """A flat dataclass from a JSON object whose keys are exactly its fields."""
+    given = _is(dict, value)
+    wanted = {f.name: str(f.type) for f in fields(cls)}  # type: ignore[arg-type]
+    if set(given) != set(wanted):
+        raise ValueError(f"{cls.__name__} needs keys {sorted(wanted)}, got {sorted(given)}")
+    read: dict[str, Callable[[object], object]] = {
+        "str": lambda v: _is(str, v),
+        "int": lambda v: _is(int, v),
+        "tuple[int, ...]": lambda v: tuple(_is(int, i) for i in _is(list, v)),
+    }
+    return cls(**{name: read[kind](given[name]) for name, kind in wanted.items()})
+
+
+def _graph(value: object) -> GraphSpec:
+    given = _is(dict, value)
+    return GraphSpec(
+        tuple(_tensor(v) for v in _is(list, given["inputs"])), tuple(_tensor(v) for v in _is(list, given["outputs"]))
+    )
+
+
+def _tensor(value: object) -> TensorSpec:
+    given = _is(dict, value)
+    dims = tuple(d if isinstance(d, str) else _is(int, d) for d in _is(list, given["dims"]))
+    return TensorSpec(_is(str, given["name"]), _is(str, given["dtype"]), dims)

@@ -1,0 +1,72 @@
+"""The four graphs' inputs and outputs, as every exporter writes and every engine expects them.
+
+One place, so that manifest, builder and engines cannot drift apart. Letters as in ``base``.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from .manifest import LlmInfo
+from .tensors import GraphSpec, TensorSpec
+
+
+def bundle_specs(llm: LlmInfo, d_z: int, cache_dtype: str) -> dict[str, GraphSpec]:
+    """Specs of ``encoder``, ``adapter``, ``splice`` and ``decoder``."""
+    return {
+        "encoder": encoder_spec(d_z),
+        "adapter": adapter_spec(d_z, llm.hidden_size),
+        "splice": splice_spec(llm.hidden_size),
+        "decoder": decoder_spec(llm, cache_dtype),
+    }
+
+
+def encoder_spec(d_z: int) -> GraphSpec:
+    """Text ids and their lengths to latents; the length of ``slots`` is M."""
+    inputs = (
+        TensorSpec("input_ids", "int64", ("B", "S")),
+        TensorSpec("lengths", "int64", ("B",)),
+        TensorSpec("slots", "int64", ("M",)),
+    )
+    return GraphSpec(inputs, (TensorSpec("latents", "float32", ("B", "M", d_z)),))
+
+
+def adapter_spec(d_z: int, hidden: int) -> GraphSpec:
+    """Latents to rows: R = M + K, the K task rows last."""
+    inputs = (TensorSpec("latents", "float32", ("B", "M", d_z)),)
+    return GraphSpec(inputs, (TensorSpec("rows", "float32", ("B", "R", hidden)),))
+
+
+def splice_spec(hidden: int) -> GraphSpec:
+    """Token ids and row numbers to embeddings."""
+    inputs = (
+        TensorSpec("input_ids", "int64", ("B", "T")),
+        TensorSpec("row_index", "int64", ("B", "T")),
+        TensorSpec("rows", "float32", ("B", "R", hidden)),
+    )
+    return GraphSpec(inputs, (TensorSpec("inputs_embeds", "float32", ("B", "T", hidden)),))
+
+
+def decoder_spec(llm: LlmInfo, cache_dtype: str) -> GraphSpec:
+    """S new positions a row to the next token; ``present`` is ``past`` with the new slots written."""
+    cache = ("B", llm.num_kv_heads, "C", llm.head_dim)
+    slots = [f"{kv}.{i}" for i in range(llm.num_layers) for kv in "kv"]
+    inputs = (
+        TensorSpec("inputs_embeds", "float32", ("B", "S", llm.hidden_size)),
+        TensorSpec("position_ids", "int64", ("B", "S")),
+        TensorSpec("write_indices", "int64", ("B",)),
+        TensorSpec("kv_lengths", KV_LENGTHS_DTYPE, ("B",)),
+        TensorSpec("last_index", "int64", ("B",)),
+        *(TensorSpec(f"past_{s}", cache_dtype, cache) for s in slots),
+    )
+    outputs = (
+        TensorSpec("logits", "float32", ("B", llm.vocab_size)),
+        TensorSpec("next_token", "int64", ("B",)),
+        TensorSpec("next_embeds", "float32", ("B", 1, llm.hidden_size)),
+        *(TensorSpec(f"present_{s}", cache_dtype, cache) for s in slots),
+    )
+    return GraphSpec(inputs, outputs)
+
+
+KV_LENGTHS_DTYPE: Final = "int32"
+"""TensorRT reads key and value lengths as int32; the function body casts for ONNX Runtime."""
