@@ -1,0 +1,55 @@
+"""Options and fixtures shared by all tests."""
+
+from __future__ import annotations
+
+import importlib.util
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+
+MODEL_FIXTURES = {"smollm2", "smollm2_bundle"}
+"""Session fixtures that need the embedded language model on disk; ``--quick`` skips what uses them."""
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--slow", action="store_true", help="also run the tests marked slow")
+    parser.addoption("--quick", action="store_true", help="skip tests that need the embedded language model")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    for item in items:
+        if item.get_closest_marker("slow") and not config.getoption("--slow"):
+            item.add_marker(pytest.mark.skip(reason="slow; run with --slow"))
+        if config.getoption("--quick") and MODEL_FIXTURES & set(getattr(item, "fixturenames", ())):
+            item.add_marker(pytest.mark.skip(reason="needs the language model; run without --quick"))
+        if item.get_closest_marker("ray") and not _installed("ray"):
+            item.add_marker(pytest.mark.skip(reason="ray is not installed"))
+        if item.get_closest_marker("trt") and not (_installed("tensorrt_rtx") or _installed("tensorrt")):
+            item.add_marker(pytest.mark.skip(reason="neither TensorRT nor TensorRT-RTX is installed"))
+        if item.get_closest_marker("gpu") and not _gpu():
+            item.add_marker(pytest.mark.skip(reason="no NVIDIA GPU"))
+
+
+def _installed(module: str) -> bool:
+    return importlib.util.find_spec(module) is not None
+
+
+def _gpu() -> bool:
+    return Path("/dev/nvidia0").exists()
+
+
+@pytest.fixture(scope="session")
+def root() -> Path:
+    """The repository root, which is also the package."""
+    return ROOT
+
+
+def run_python(code: str, *args: str, timeout: float = 120) -> subprocess.CompletedProcess[str]:
+    """Run ``code`` in a fresh interpreter, where nothing has been imported yet."""
+    return subprocess.run(
+        [sys.executable, "-c", code, *args], capture_output=True, text=True, timeout=timeout, check=False
+    )
