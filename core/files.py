@@ -12,25 +12,21 @@ permitted; exit 74), 5008 (the destination already exists).
 from __future__ import annotations
 
 import errno
-import fcntl
 import hashlib
 import json
 import os
 import secrets
 import shutil
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Final
 
 from .errors import EXIT_IO, EnvironmentFault
+from .locks import claim, new_locked_folder
 
 CHUNK: Final = 1 << 20
 """Bytes read at a time."""
-
-STALE_S: Final = 24 * 3600.0
-"""Age in seconds from which a leftover counts as abandoned where files cannot be locked."""
 
 _FULL: Final = {errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC)}
 _DENIED: Final = {errno.EROFS, errno.EACCES, errno.EPERM}
@@ -139,7 +135,7 @@ def atomic_folder(dest: str | os.PathLike[str], *, overwrite: bool = False) -> I
     with disk_faults(target):
         target.parent.mkdir(parents=True, exist_ok=True)
         sweep_leftovers(target)
-        temporary, lock = _locked_sibling(target)
+        temporary, lock = new_locked_folder(lambda: _sibling(target))
         try:
             yield temporary
             _fsync_tree(temporary)
@@ -162,7 +158,7 @@ def sweep_leftovers(dest: str | os.PathLike[str]) -> list[Path]:
     target = Path(dest).absolute()
     removed = []
     for leftover in target.parent.glob(f".{target.name}.tmp-*"):
-        with _claim(leftover) as ours:
+        with claim(leftover) as ours:
             if not ours:
                 continue
             if leftover.is_dir() and not leftover.is_symlink():
@@ -246,53 +242,5 @@ def _fsync_folder(folder: Path) -> None:
     except OSError as error:
         if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # some network file systems
             raise
-    finally:
-        os.close(handle)
-
-
-def _locked_sibling(target: Path) -> tuple[Path, int | None]:
-    """A new hidden folder and the lock on it, which the kernel drops when this process dies.
-
-    The lock is None where folders cannot be locked. A sweep may come between the two steps: then once more.
-    """
-    while True:
-        folder = _sibling(target)
-        folder.mkdir()
-        try:
-            handle = os.open(folder, os.O_RDONLY)
-        except FileNotFoundError:
-            continue
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX)
-        except OSError:
-            os.close(handle)
-            return folder, None
-        if folder.exists():
-            return folder, handle
-        os.close(handle)
-
-
-@contextmanager
-def _claim(path: Path) -> Iterator[bool]:
-    """Whether no living process holds ``path``; it stays ours for the block. Files: by age."""
-    try:
-        old = time.time() - path.lstat().st_mtime >= STALE_S
-        lockable = path.is_dir() and not path.is_symlink()
-        handle = os.open(path, os.O_RDONLY) if lockable else None
-    except OSError:
-        yield False
-        return
-    if handle is None:
-        yield old
-        return
-    try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            free = True
-        except BlockingIOError:
-            free = False
-        except OSError:  # this file system has no locks
-            free = old
-        yield free
     finally:
         os.close(handle)
