@@ -1,1 +1,1 @@
-"""Checkpoint to bundle: graphs, weights, manifest, parity. Imports core, models, engines; torch only inside functions."""
+"""Checkpoint to bundle: graphs, weights, manifest, parity. Imports core, models, engines; torch inside functions."""
