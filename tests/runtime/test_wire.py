@@ -8,6 +8,7 @@ import struct
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -305,13 +306,13 @@ extensions = st.lists(
 
 @given(z=latents, extra=extensions, flags=st.integers(0, 3), kind=st.sampled_from([Codec.F16, Codec.I8]))
 def test_round_trip(z: np.ndarray, extra: tuple[tlv.Tlv, ...], flags: int, kind: Codec) -> None:
-    frame = Frame(kind, codec.encode_latents(z, kind), *z.shape, MODEL, flags=flags, extensions=extra)
+    frame = Frame(kind, codec.encode_latents(z, kind), z.shape[0], z.shape[1], MODEL, flags=flags, extensions=extra)
     data = frame.pack()
     back = wire.unpack(data)
     assert back == frame
     assert back.pack() == data
     assert codec.latents_in(kind, 0, z.shape[1], len(frame.payload)) == z.shape[0]
-    y = codec.decode_latents(back.payload, kind, 0, *z.shape)
+    y = codec.decode_latents(back.payload, kind, 0, z.shape[0], z.shape[1])
     step = np.abs(z).max(axis=1, keepdims=True) / (127 if kind == Codec.I8 else 1024)
     assert (np.abs(y - z) <= 0.502 * step + 1e-7).all()
 
@@ -319,8 +320,9 @@ def test_round_trip(z: np.ndarray, extra: tuple[tlv.Tlv, ...], flags: int, kind:
 @given(codes=st.integers(1, 9).flatmap(lambda m: st.lists(st.integers(0, 7), min_size=20 * m, max_size=20 * m)))
 def test_fsq_round_trip(codes: list[int]) -> None:
     wide = np.array(codes, np.uint8).reshape(-1, 20)
-    narrow = (wide & 3)[:, :16]
-    for profile, table in ((1, narrow), (2, wide)):
+    narrow = (wide & 3)[:, :16].astype(np.uint8)
+    tables: list[tuple[int, npt.NDArray[np.uint8]]] = [(1, narrow), (2, wide)]
+    for profile, table in tables:
         payload = fsq.pack_codes(table, profile)
         assert codec.latents_in(Codec.FSQ, profile, 256, len(payload)) == len(table)
         fsq.check_padding(profile, len(table), payload)

@@ -1,0 +1,174 @@
+"""Prompts to answers: batches, prefill, the decode loop, stop rules.
+
+In: requests (a context as latents or tokens, and question tokens). Out: answers, or pieces of them as they come.
+Results do not depend on the requests that share a batch. Knows nothing of frames.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+
+from ..core.errors import LatentError, LatentWireError, RowError
+from ..core.prompt import Prompt, latent_prompt, text_prompt
+from ..engines.base import F32, Engine
+from ..engines.buffers import Buffers
+from .adapt import adapt
+from .answer import Answer, Growing
+from .options import GenerateOptions
+from .slots import Slots, micro_batches
+from .splice import splice
+from .tokenizer import TextTokenizer
+
+CAPACITY_STEP: Final = 32
+"""Cache capacities are multiples of this, so that buffers are used again."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """One question about one context.
+
+    Attributes:
+        latents: f32 [m,d_z]; no rows where the context is text.
+        tokens: the context as LLM tokens; empty where it is latents.
+        question: LLM tokens of the question and the anchor after it.
+    """
+
+    latents: F32
+    tokens: tuple[int, ...]
+    question: tuple[int, ...]
+
+    @property
+    def context_positions(self) -> int:
+        """Positions that the context takes in the prompt."""
+        return len(self.latents) + len(self.tokens)
+
+
+class Generator:
+    """Greedy generation on one engine. Keeps the buffers of the last batch for the next one."""
+
+    def __init__(self, engine: Engine, tokenizer: TextTokenizer) -> None:
+        self._engine = engine
+        self._tokenizer = tokenizer
+        self._buffers: Buffers | None = None
+        self._llm = engine.bundle.manifest.llm
+        self._task_tokens = engine.bundle.manifest.adapter.task_tokens
+
+    def answers(
+        self,
+        requests: Sequence[Request],
+        options: GenerateOptions,
+        done: Callable[[int], None] = lambda count: None,
+    ) -> list[Answer | LatentWireError]:
+        """One answer or one error per request, in the order given.
+
+        Args:
+            requests: prompts that fit, see ``check``.
+            options: limits and stop rules.
+            done: hears how many requests a finished batch held.
+        """
+        out: list[Answer | LatentWireError | None] = [None] * len(requests)
+        for batch in self._batches(requests, options):
+            for index, answer in zip(batch, self._answer([requests[i] for i in batch], options), strict=True):
+                out[index] = answer
+            done(len(batch))
+        return [found for found in out if found is not None]
+
+    def stream(self, requests: Sequence[Request], options: GenerateOptions) -> Iterator[tuple[int, str]]:
+        """``(request, piece of text)`` as soon as the piece is certain.
+
+        Raises:
+            LatentError: 3001; rows that share the batch end with it.
+        """
+        for batch in self._batches(requests, options):
+            growing = self._growing(len(batch), options)
+            for row, piece in self._run([requests[i] for i in batch], growing, options):
+                yield batch[row], piece
+
+    def check(self, request: Request, options: GenerateOptions, where: str) -> None:
+        """Refuse a prompt that leaves no room for its answer.
+
+        Raises:
+            RowError: 2006.
+        """
+        need, limit = self._need(request, options), self._llm.max_positions
+        if need > limit:
+            expected = f"expected at most {limit} positions with the answer, got {need}"
+            fix = "ask a shorter question, send fewer latents or lower --max-new-tokens"
+            raise RowError(2006, "prompt longer than the LLM's window", where=where, expected=expected, fix=fix)
+
+    def _need(self, request: Request, options: GenerateOptions) -> int:
+        fixed = len(self._llm.bos) + self._task_tokens + options.max_new_tokens
+        return fixed + request.context_positions + len(request.question)
+
+    def _batches(self, requests: Sequence[Request], options: GenerateOptions) -> list[list[int]]:
+        a_position = 2 * self._llm.num_layers * self._llm.num_kv_heads * self._llm.head_dim * 4
+        needs = [self._need(r, options) for r in requests]
+        return micro_batches(needs, options.batch_size, max(1, options.kv_bytes // a_position))
+
+    def _answer(self, requests: Sequence[Request], options: GenerateOptions) -> list[Answer | LatentWireError]:
+        growing = self._growing(len(requests), options)
+        try:
+            for _ in self._run(requests, growing, options):
+                pass
+        except LatentError as e:
+            if e.code != 3001:
+                raise
+            # The engine names a bad row, but its neighbours stopped with it: run each alone.
+            return [e] if len(requests) == 1 else [self._answer([r], options)[0] for r in requests]
+        return [self._finished(r, g) for r, g in zip(requests, growing, strict=True)]
+
+    def _finished(self, request: Request, growing: Growing) -> Answer:
+        prompt = len(self._llm.bos) + self._task_tokens + request.context_positions + len(request.question)
+        stop = growing.stopped or "length"
+        return Answer(growing.text, stop, growing.new_tokens, prompt, request.context_positions)
+
+    def _growing(self, count: int, options: GenerateOptions) -> list[Growing]:
+        eos = frozenset(self._llm.eos)
+        return [Growing(self._tokenizer.decode, eos, options.stop, options.max_new_tokens) for _ in range(count)]
+
+    def _run(
+        self, requests: Sequence[Request], growing: Sequence[Growing], options: GenerateOptions
+    ) -> Iterator[tuple[int, str]]:
+        """Prefill, then decode until every row has stopped. Yields ``(row, piece)``."""
+        buffers = self._prefilled(requests, options)
+        slots = Slots(range(len(requests)))
+        while True:
+            tokens = buffers.next_token.tolist()
+            for row in slots.running:
+                if piece := growing[row].feed(tokens[row]):
+                    yield row, piece
+                if growing[row].stopped:
+                    slots.finish(row)
+            if not slots.running:
+                return
+            self._engine.decode(buffers)
+
+    def _prefilled(self, requests: Sequence[Request], options: GenerateOptions) -> Buffers:
+        rows, capacity = adapt(self._engine, [r.latents for r in requests])
+        embeds, lengths = splice(self._engine, [self._prompt(r, capacity) for r in requests], rows)
+        buffers = self._alloc(len(requests), embeds.shape[1] + options.max_new_tokens)
+        self._engine.prefill(buffers, embeds, lengths)
+        return buffers
+
+    def _prompt(self, request: Request, capacity: int) -> Prompt:
+        bos, k, question = self._llm.bos, self._task_tokens, request.question
+        if len(request.latents):
+            return latent_prompt(bos, len(request.latents), capacity, k, question)
+        return text_prompt(bos, request.tokens, capacity, k, question)
+
+    def _alloc(self, batch: int, positions: int) -> Buffers:
+        capacity = min(-(-positions // CAPACITY_STEP) * CAPACITY_STEP, self._llm.max_positions)
+        held = self._buffers
+        if held is None or (held.batch, held.capacity) != (batch, capacity):
+            self._buffers = None  # free the old ones first
+            self._buffers = held = self._engine.alloc(batch, capacity)
+        return held
+
+
+def no_latents() -> F32:
+    """The latents of a context that is text: none."""
+    return np.empty((0, 0), np.float32)

@@ -1,0 +1,75 @@
+"""What a caller may choose, as frozen dataclasses that are checked once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final, Literal
+
+from ..core.errors import InputError
+from .codec import MAX_LATENTS
+
+CodecName = Literal["f16", "i8", "text"]
+TooLong = Literal["error", "truncate", "chunk"]
+
+MAX_TEXT_BYTES: Final = 16 << 20
+"""UTF-8 bytes of one text; longer ones are refused before they are tokenised."""
+
+
+@dataclass(frozen=True)
+class CompressOptions:
+    """How texts become frames.
+
+    Attributes:
+        codec: ``f16`` keeps every latent to 11 bits, ``i8`` halves the bytes, ``text`` sends the text itself.
+        latents: M, latents of a text or chunk; None: the bundle's own number. A shorter text gets fewer.
+        on_too_long: what to do with a text over the encoder's window: refuse it, cut it, or send several frames.
+        batch_size: texts or chunks that the encoder reads at once.
+    """
+
+    codec: CodecName = "i8"
+    latents: int | None = None
+    on_too_long: TooLong = "error"
+    batch_size: int = 16
+
+    def __post_init__(self) -> None:
+        _one_of("codec", self.codec, ("f16", "i8", "text"))
+        _one_of("on_too_long", self.on_too_long, ("error", "truncate", "chunk"))
+        _within("batch_size", self.batch_size, 1, 4096)
+        if self.latents is not None:
+            _within("latents", self.latents, 1, MAX_LATENTS)
+
+
+@dataclass(frozen=True)
+class GenerateOptions:
+    """How answers are made. Decoding is greedy.
+
+    Attributes:
+        max_new_tokens: longest answer in tokens of the LLM.
+        stop: an answer ends before the first of these strings.
+        batch_size: most prompts that run together.
+        kv_bytes: most memory for keys and values of one batch, bytes; long prompts run in smaller batches.
+    """
+
+    max_new_tokens: int = 16
+    stop: tuple[str, ...] = ("\n",)
+    batch_size: int = 16
+    kv_bytes: int = 512 << 20
+
+    def __post_init__(self) -> None:
+        _within("max_new_tokens", self.max_new_tokens, 1, 4096)
+        _within("batch_size", self.batch_size, 1, 4096)
+        _within("kv_bytes", self.kv_bytes, 1, 1 << 50)
+        if "" in self.stop:
+            raise InputError(2111, "an empty stop string would end every answer", where="option stop")
+
+
+def _one_of(name: str, value: object, known: tuple[str, ...]) -> None:
+    if value not in known:
+        expected = f"expected one of {', '.join(known)}, got {value!r}"
+        raise InputError(2111, "unknown option value", where=f"option {name}", expected=expected)
+
+
+def _within(name: str, value: int, low: int, high: int) -> None:
+    if not low <= value <= high:
+        expected = f"expected {low}..{high}, got {value}"
+        raise InputError(2111, "option value out of range", where=f"option {name}", expected=expected)

@@ -1,0 +1,197 @@
+"""The public object: texts to frames, frames and questions to answers, on one bundle.
+
+    with Pipeline.open("bundle/") as pipe:
+        frames = pipe.compress(["The bridge was opened in 1932."])
+        pipe.generate(frames, ["When was the bridge opened?"])
+
+What travels between ``compress`` and ``generate`` is bytes; they may happen on two machines. The question is
+never part of the frame: it reaches the LLM as text.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator, Sequence
+from functools import cached_property
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Final, Self, TypeVar
+
+from ..core.errors import InputError, LatentError, LatentWireError
+from ..core.prompt import question_ids
+from ..engines.base import PARTS, Engine
+from ..engines.opening import open_engine
+from . import message, wire
+from .answer import Answer
+from .compress import Compressed, compress
+from .encode import clean
+from .generate import Generator, Request, no_latents
+from .message import Message
+from .options import CompressOptions, GenerateOptions
+from .tokenizer import TextTokenizer
+
+if TYPE_CHECKING:
+    from ..engines.bundle import Verify
+
+COMPRESS_PARTS: Final = ("encoder",)
+GENERATE_PARTS: Final = ("adapter", "splice", "decoder")
+
+_COMPRESS: Final = CompressOptions()
+_GENERATE: Final = GenerateOptions()
+
+Context = bytes | Message | str
+"""What a question is asked about: frames, or (``str``) a text that is not compressed."""
+
+T = TypeVar("T")
+
+
+class Pipeline:
+    """Everything that runs a bundle. Not safe for two threads at once."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+        self.bundle = engine.bundle
+
+    @classmethod
+    def open(
+        cls,
+        bundle: str | Path,
+        *,
+        device: str = "cpu",
+        threads: int | None = None,
+        parts: Collection[str] = PARTS,
+        verify: Verify = "full",
+    ) -> Pipeline:
+        """Open and verify a bundle folder.
+
+        Args:
+            bundle: what ``latentwire export`` wrote.
+            device: ``cpu``.
+            threads: computing threads; None: all that this process may use.
+            parts: ``COMPRESS_PARTS`` or ``GENERATE_PARTS`` load only half of it.
+            verify: ``size`` skips the hashes, for a bundle that was verified before.
+
+        Raises:
+            BundleError: 4001-4009.
+            EnvironmentFault: 5001 no such device.
+        """
+        return cls(open_engine(bundle, device=device, threads=threads, parts=parts, verify=verify))
+
+    def compress(self, texts: Sequence[str], options: CompressOptions = _COMPRESS) -> list[bytes]:
+        """Texts to frames, one ``bytes`` each; a chunked text is several frames end to end.
+
+        Raises:
+            RowError: 2005-2009 the first text that cannot be sent.
+            LatentError: 3001 its latents are not finite.
+        """
+        return [found.message.pack() for found in _raised(self.compress_rows(texts, options))]
+
+    def generate(
+        self, frames: Sequence[bytes], prompts: Sequence[str], options: GenerateOptions = _GENERATE
+    ) -> list[str]:
+        """Frames and one question each to answers.
+
+        Raises:
+            FrameError: 1101-1109 bytes that are no frame.
+            ModelError: 3101 frame of another encoder.
+            RowError: 2005-2009 a question that is empty or does not fit.
+        """
+        return [found.text for found in _raised(self.answers(frames, prompts, options))]
+
+    def generate_text(
+        self, texts: Sequence[str], prompts: Sequence[str], options: GenerateOptions = _GENERATE
+    ) -> list[str]:
+        """The same prompts with whole texts instead of latents, on the same engine: the reference path."""
+        return [found.text for found in _raised(self.answers(texts, prompts, options))]
+
+    def stream(self, context: Context, prompt: str, options: GenerateOptions = _GENERATE) -> Iterator[str]:
+        """One answer in pieces, as soon as they are certain; joined they are what ``generate`` returns."""
+        request = self._request(context, prompt, options, "prompt")
+        return (piece for _, piece in self._generator.stream([request], options))
+
+    def compress_rows(
+        self, texts: Sequence[str], options: CompressOptions = _COMPRESS, names: Sequence[str] | None = None
+    ) -> list[Compressed | LatentWireError]:
+        """As ``compress``, with counts, and with an error in the place of a text that has one."""
+        return compress(self.engine, self.encoder_tokenizer, texts, options, names)
+
+    def answers(
+        self,
+        contexts: Sequence[Context],
+        prompts: Sequence[str],
+        options: GenerateOptions = _GENERATE,
+        done: Callable[[int], None] = lambda count: None,
+    ) -> list[Answer | LatentWireError]:
+        """As ``generate``, with counts, and with an error in the place of a request that has one.
+
+        ``done`` hears how many requests each finished batch held.
+        """
+        if len(contexts) != len(prompts):
+            expected = f"expected one prompt for each context, got {len(prompts)} for {len(contexts)}"
+            raise InputError(2111, "contexts and prompts differ in number", expected=expected)
+        requests = [self._tried(i, c, p, options) for i, (c, p) in enumerate(zip(contexts, prompts, strict=True))]
+        answers = iter(self._generator.answers([r for r in requests if isinstance(r, Request)], options, done))
+        return [next(answers) if isinstance(r, Request) else r for r in requests]
+
+    def close(self) -> None:
+        """Free the engine."""
+        self.engine.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    @cached_property
+    def encoder_tokenizer(self) -> TextTokenizer:
+        """Cuts texts for the encoder."""
+        return TextTokenizer(self.bundle.file("encoder_tokenizer.json"))
+
+    @cached_property
+    def tokenizer(self) -> TextTokenizer:
+        """The LLM's own."""
+        return TextTokenizer(self.bundle.file("tokenizer.json"))
+
+    @cached_property
+    def _generator(self) -> Generator:
+        return Generator(self.engine, self.tokenizer)
+
+    def _tried(self, index: int, context: Context, prompt: str, options: GenerateOptions) -> Request | LatentWireError:
+        try:
+            return self._request(context, prompt, options, f"prompt {index}")
+        except LatentWireError as e:
+            return e
+
+    def _check_encoder(self, found: Message) -> None:
+        encoder = self.bundle.manifest.encoder
+        for frame in found.frames:
+            wire.check_model(frame, encoder.model_id)
+            if frame.d_z not in (0, encoder.d_z):
+                expected = f"expected d_z {encoder.d_z}, got {frame.d_z}"
+                raise LatentError(3002, "latents have another size than the adapter reads", expected=expected)
+
+    def _request(self, context: Context, prompt: str, options: GenerateOptions, where: str) -> Request:
+        question = tuple(question_ids(self.tokenizer.encode, clean(prompt, where)))
+        if isinstance(context, bytes):
+            context = message.unpack(context)
+        if isinstance(context, Message):
+            self._check_encoder(context)
+        if isinstance(context, Message) and not context.is_text:
+            request = Request(context.z(), (), question)
+        else:
+            text = context.text() if isinstance(context, Message) else clean(context, where)
+            request = Request(no_latents(), tuple(self.tokenizer.encode(text)), question)
+        self._generator.check(request, options, where)
+        return request
+
+
+def _raised(found: Sequence[T | LatentWireError]) -> list[T]:
+    """The results, unless one is an error: the first is raised."""
+    out: list[T] = []
+    for item in found:
+        if isinstance(item, LatentWireError):
+            raise item
+        out.append(item)
+    return out
