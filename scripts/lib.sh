@@ -40,13 +40,14 @@ ensure_venv() {
   # LATENTWIRE_TORCH replaces the pinned torch, for another version or build: LATENTWIRE_TORCH="torch==2.12.1".
   # LATENTWIRE_UNPINNED=1 ignores all pins and takes the newest versions that pyproject.toml allows.
   wanted="$({ cat "$root/pyproject.toml" "$root/scripts/constraints.txt" "$root/scripts/lib.sh"
-    printf '%s\n' "$root" "$extras" "${LATENTWIRE_TORCH:-}" "${LATENTWIRE_UNPINNED:-}"; } | hash_of)"
+    printf '%s\n' "$root" "$extras" "${LATENTWIRE_TORCH:-}" "${LATENTWIRE_UNPINNED:-}" "${LATENTWIRE_PYTHON:-}"; } | hash_of)"
   stamp="$venv/latentwire-stamp"
   if [ -f "$stamp" ] && [ "$(cat "$stamp")" = "$wanted" ] && "$venv/bin/python" -c "" >/dev/null 2>&1; then
     return
   fi
   rm -f "$stamp"
-  if ! python_fits "$venv/bin/python" 11 99; then
+  if ! python_fits "$venv/bin/python" 11 99 ||
+    { [ -n "${LATENTWIRE_PYTHON:-}" ] && [ "$("$LATENTWIRE_PYTHON" -V)" != "$("$venv/bin/python" -V)" ]; }; then
     python="$(find_python)" || exit 1
     say "making $1 with $("$python" -V)"
     rm -rf "$venv"

@@ -54,3 +54,21 @@ def test_everything_outside_training_imports(root: Path) -> None:
     names = sorted(name.removesuffix(".__init__") for name in names)
     run = without_torch("import importlib, sys\nfor name in sys.argv[1:]: importlib.import_module(name)", *names)
     assert run.returncode == 0, run.stderr
+
+
+ANSWER = """
+import sys
+from latentwire.engines.toy import write_toy_bundle
+from latentwire.runtime.pipeline import Pipeline
+write_toy_bundle(sys.argv[1])
+with Pipeline.open(sys.argv[1]) as pipe:
+    frames = pipe.compress(["The bridge was opened in 1932.", "Nobody crossed it."])
+    print(len(frames), len(pipe.generate(frames, ["When?", "Who?"])))
+print(sorted(m for m in sys.modules if m.split(".")[0] in ("torch", "transformers", "onnxruntime")))
+"""
+
+
+def test_the_pipeline_answers(tmp_path: Path) -> None:
+    run = without_torch(ANSWER, str(tmp_path / "bundle"))
+    assert run.returncode == 0, run.stderr
+    assert run.stdout == "2 2\n[]\n"  # the toy engine needs no onnxruntime either
