@@ -53,3 +53,11 @@ def run_python(code: str, *args: str, timeout: float = 120) -> subprocess.Comple
     return subprocess.run(
         [sys.executable, "-c", code, *args], capture_output=True, text=True, timeout=timeout, check=False
     )
+
+
+@pytest.fixture(scope="session")
+def smollm2() -> Path:
+    """Folder of the embedded model in the user's own store; fetched and converted if it is not there yet."""
+    from latentwire.models.store import add
+
+    return add("smollm2-135m").path
