@@ -5,10 +5,25 @@ One place, so that manifest, builder and engines cannot drift apart. Letters as 
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Final, Protocol
 
 from .manifest import LlmInfo
 from .tensors import GraphSpec, TensorSpec
+
+
+class DecoderSizes(Protocol):
+    """The numbers that fix a decoder's shapes: a manifest has them, and so has an exporter's config."""
+
+    @property
+    def hidden_size(self) -> int: ...  # noqa: D102
+    @property
+    def vocab_size(self) -> int: ...  # noqa: D102
+    @property
+    def num_layers(self) -> int: ...  # noqa: D102
+    @property
+    def num_kv_heads(self) -> int: ...  # noqa: D102
+    @property
+    def head_dim(self) -> int: ...  # noqa: D102
 
 
 def bundle_specs(llm: LlmInfo, d_z: int, cache_dtype: str) -> dict[str, GraphSpec]:
@@ -47,7 +62,7 @@ def splice_spec(hidden: int) -> GraphSpec:
     return GraphSpec(inputs, (TensorSpec("inputs_embeds", "float32", ("B", "T", hidden)),))
 
 
-def decoder_spec(llm: LlmInfo, cache_dtype: str) -> GraphSpec:
+def decoder_spec(llm: DecoderSizes, cache_dtype: str) -> GraphSpec:
     """S new positions a row to the next token; ``present`` is ``past`` with the new slots written."""
     cache = ("B", llm.num_kv_heads, "C", llm.head_dim)
     slots = [f"{kv}.{i}" for i in range(llm.num_layers) for kv in "kv"]
