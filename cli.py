@@ -14,7 +14,7 @@ import typer
 from typer.core import TyperGroup
 
 from latentwire import __version__
-from latentwire.core.console import run_cli
+from latentwire.core.console import configure, run_cli
 
 COMMANDS: dict[str, str] = {
     "demo": "latentwire.runtime.cli",
@@ -85,8 +85,10 @@ def _root(
     version: Annotated[
         bool, typer.Option("--version", help="Print the version and stop.", callback=_print_version, is_eager=True)
     ] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks of errors.")] = False,
 ) -> None:
     """Compress texts into latents, send them as frames, and let a frozen language model answer."""
+    configure(debug=debug or None)
 
 
 def main() -> None:

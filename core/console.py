@@ -1,4 +1,3 @@
-# ruff: noqa: T201  (this module is where printing happens)
 """What a command shows: progress on stderr, results on stdout, one line for an error.
 
 In: counts, rows, exceptions. Out: text, exit codes. Knows nothing of models or jobs. Rich is imported when a
@@ -128,12 +127,11 @@ def run_cli(fn: Callable[[], int | None], *, debug: bool | None = None) -> None:
     closed the pipe: 141. Other exceptions are mistakes of ours and pass with their traceback.
     Raises SystemExit unless the status is 0.
     """
-    show = _Settings.debug if debug is None else debug
     try:
         with _sigterm_as_exception():
             status = fn() or EXIT_OK
     except LatentWireError as error:
-        status = _report(error, show)
+        status = _report(error, debug)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the interpreter flushes once more
         status = EXIT_PIPE
@@ -141,9 +139,11 @@ def run_cli(fn: Callable[[], int | None], *, debug: bool | None = None) -> None:
         fault = as_fault(error)
         if fault is None:
             raise
-        status = _report(fault, show)
+        status = _report(fault, debug)
     except MemoryError:
-        status = _report(EnvironmentFault(5003, "out of memory", fix="lower --batch or close other programs"), show)
+        status = _report(
+            EnvironmentFault(5003, "out of memory", fix="lower --batch-size or close other programs"), debug
+        )
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         status = EXIT_INTERRUPTED
@@ -184,8 +184,8 @@ def _sigterm_as_exception() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-def _report(error: LatentWireError, debug: bool) -> int:
-    if debug:
+def _report(error: LatentWireError, debug: bool | None) -> int:
+    if _Settings.debug if debug is None else debug:
         traceback.print_exception(error)
     print(error, file=sys.stderr, flush=True)
     return error.exit_code

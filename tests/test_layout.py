@@ -32,6 +32,7 @@ ANYWHERE = {"numpy", "rich"}
 FENCES: dict[str, list[str]] = {
     "accelerate": ["training/*"],
     "gguf": ["models/*"],
+    "google": ["export/*"],  # protobuf, which onnx brings
     "google_crc32c": ["runtime/*"],
     "huggingface_hub": ["models/*"],
     "matplotlib": ["training/*", "benchmarks/*"],
