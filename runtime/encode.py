@@ -14,7 +14,8 @@ import numpy as np
 
 from ..core.errors import LatentError, LatentWireError, RowError
 from ..engines.base import F32, Engine
-from .options import MAX_TEXT_BYTES, TooLong
+from .choices import TooLong
+from .options import MAX_TEXT_BYTES
 from .slots import micro_batches
 
 CHOICES = "pass --on-too-long truncate (keeps the start) or chunk (sends several frames), or shorten the text"

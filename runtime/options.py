@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Final, Literal
+from typing import Final, get_args
 
 from ..core.errors import InputError
+from .choices import CodecName, TooLong
 from .codec import MAX_LATENTS
-
-CodecName = Literal["f16", "i8", "text"]
-TooLong = Literal["error", "truncate", "chunk"]
 
 MAX_TEXT_BYTES: Final = 16 << 20
 """UTF-8 bytes of one text; longer ones are refused before they are tokenised."""
@@ -32,8 +30,8 @@ class CompressOptions:
     batch_size: int = 16
 
     def __post_init__(self) -> None:
-        _one_of("codec", self.codec, ("f16", "i8", "text"))
-        _one_of("on_too_long", self.on_too_long, ("error", "truncate", "chunk"))
+        _one_of("codec", self.codec, get_args(CodecName))
+        _one_of("on_too_long", self.on_too_long, get_args(TooLong))
         _within("batch_size", self.batch_size, 1, 4096)
         if self.latents is not None:
             _within("latents", self.latents, 1, MAX_LATENTS)

@@ -172,6 +172,18 @@ def check_model(frame: Frame, model_id: bytes) -> None:
         )
 
 
+def validate(frame: Frame) -> None:
+    """Everything the reader says about a frame whose bytes arrived whole, as rows of a table are.
+
+    Raises:
+        FrameError: 1105-1108.
+    """
+    _check_limits(frame.m, frame.d_z, len(frame.payload))
+    _check_fields(frame)
+    _check_fingerprint(frame)
+    codecs.check_payload(frame.codec, frame.profile, frame.m, frame.d_z, frame.payload)
+
+
 def _read_header(data: bytes) -> _Header:
     if data[:3] != MAGIC[: len(data)]:
         got = f"expected {MAGIC.hex(' ')}, got {data[:3].hex(' ')}"
@@ -199,7 +211,7 @@ def _finish(data: bytes, header: _Header) -> Frame:
         raise FrameError(1104, "checksum does not match, the frame is damaged", where="byte 20", expected=expected)
     head = header.frame
     start = HEADER_SIZE + 4 * header.words
-    _check_fields(head)
+    _check_fields(head)  # before extensions are parsed: an unknown codec says more than a strange extension
     frame = Frame(
         head.codec,
         data[start:],
@@ -211,8 +223,7 @@ def _finish(data: bytes, header: _Header) -> Frame:
         tlv.parse(data[HEADER_SIZE:start]),
         head.minor,
     )
-    _check_fingerprint(frame)
-    codecs.check_payload(frame.codec, frame.profile, frame.m, frame.d_z, frame.payload)
+    validate(frame)
     return frame
 
 

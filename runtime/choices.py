@@ -1,0 +1,8 @@
+"""Option values with a fixed list of names. Imports nothing, so that the command line can name them cheaply."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+CodecName = Literal["f16", "i8", "text"]
+TooLong = Literal["error", "truncate", "chunk"]

@@ -1,0 +1,213 @@
+"""What the commands do once their options are read: run, print, and say how it went.
+
+Result on stdout, progress and remarks on stderr. Returns exit codes; errors pass through to ``run_cli``.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from ..core.console import message, print_json, print_table, track
+from ..core.errors import EXIT_OK, EXIT_ROW_ERRORS, LatentWireError
+from ..core.files import atomic_write_bytes, human_bytes
+from .answer import Answer
+from .ask import Result, ask
+from .inspection import inspect as inspect_path
+from .jobs.commit import JobFolder
+from .jobs.questions import Question, read_questions
+from .jobs.records import Fields
+from .jobs.run import plan_job, run_job
+from .jobs.source import Source, open_source
+from .options import CompressOptions, GenerateOptions
+from .pipeline import COMPRESS_PARTS, GENERATE_PARTS, Pipeline
+
+SHOWN_ERRORS: Final = 10
+
+
+@dataclass(frozen=True)
+class CompressRun:
+    """What to compress and where to put it."""
+
+    inputs: tuple[str, ...]
+    out: Path
+    bundle: Path
+    fields: Fields
+    shard_rows: int
+    overwrite: bool
+
+
+@dataclass(frozen=True)
+class GenerateRun:
+    """What to ask about what."""
+
+    frames: Path
+    bundle: Path
+    questions: tuple[str, ...]
+    questions_file: str | None
+    out: Path | None
+    stream: bool
+
+
+def compress(what: CompressRun, options: CompressOptions, threads: int | None, as_json: bool) -> int:
+    """Run a job and print its totals."""
+    JobFolder(what.out).require_free(overwrite=what.overwrite)
+    plan = plan_job(what.inputs, what.fields, what.shard_rows)
+    with Pipeline.open(what.bundle, threads=threads, parts=COMPRESS_PARTS) as pipe:
+        start = time.perf_counter()
+        manifest = run_job(plan, what.out, pipe, options, overwrite=what.overwrite)
+        seconds = time.perf_counter() - start
+    totals = manifest["totals"]
+    if as_json:
+        print_json({"out": str(what.out), "seconds": round(seconds, 3), **manifest["table"], **totals})
+    else:
+        print_table(["what", "how much"], _totals(totals, options, seconds))
+        _say_errors(what.out, totals)
+    return EXIT_ROW_ERRORS if totals["errors"] else EXIT_OK
+
+
+def generate(what: GenerateRun, options: GenerateOptions, threads: int | None, as_json: bool) -> int:
+    """Ask, print or write the answers."""
+    questions = [Question(None, q, "--question") for q in what.questions]
+    questions += read_questions(what.questions_file) if what.questions_file else []
+    source = open_source(what.frames)
+    with Pipeline.open(what.bundle, threads=threads, parts=GENERATE_PARTS) as pipe:
+        if what.stream:
+            return _stream(pipe, source, questions, options)
+        return _print_results(_asked(pipe, source, questions, options), what.out, as_json)
+
+
+def inspect(path: Path, as_json: bool) -> int:
+    """Print what a file or folder is."""
+    found = inspect_path(path)
+    if as_json:
+        print_json(found)
+        return EXIT_OK
+    tables = {k: found.pop(k) for k in ("files", "shown", "inputs") if isinstance(found.get(k), list)}
+    print_table(["what", "value"], list(_flat(found)))
+    for name, rows in tables.items():
+        if rows:
+            columns = list(dict.fromkeys(k for row in rows for k in row if k != "path"))
+            print_table(columns, [[_cell(row.get(c)) for c in columns] for row in rows], title=f"\n{name}")
+    return EXIT_OK
+
+
+def result_json(result: Result) -> dict[str, Any]:
+    """One line of the answers' JSONL."""
+    line: dict[str, Any] = {"custom_id": result.custom_id, "question": result.question}
+    if isinstance(result.outcome, LatentWireError):
+        said = str(result.outcome).encode("utf-8", "backslashreplace").decode()
+        return {**line, "error_code": result.outcome.label, "error_message": said}
+    answer = result.outcome
+    counts = {"new_tokens": answer.new_tokens, "prompt_positions": answer.prompt_positions}
+    return {
+        **line,
+        "answer": answer.text,
+        "stop": answer.stop,
+        **counts,
+        "context_positions": answer.context_positions,
+    }
+
+
+def _asked(pipe: Pipeline, source: Source, questions: list[Question], options: GenerateOptions) -> Iterator[Result]:
+    general = sum(q.row is None and not q.error for q in questions)
+    special = sum(q.row is not None and not q.error for q in questions)
+    total = None if source.count is None else source.count * general + special
+    with track("generate", total, "answers") as bar:
+        yield from ask(pipe, source.rows(), questions, options, bar.advance)
+
+
+def _print_results(results: Iterator[Result], out: Path | None, as_json: bool) -> int:
+    failed = 0
+    kept: list[Result] = []
+    for result in results:
+        failed += isinstance(result.outcome, LatentWireError)
+        if as_json and not out:
+            print_json(result_json(result))
+        else:
+            kept.append(result)
+    if out:
+        lines = "".join(json.dumps(result_json(r), sort_keys=True, ensure_ascii=False) + "\n" for r in kept)
+        atomic_write_bytes(out, lines.encode())
+        message(f"{len(kept)} answers in {out}")
+    elif not as_json:
+        rows = [(r.custom_id, r.question, _shown(r)) for r in kept]
+        print_table(["row", "question", "answer"], rows)
+    return EXIT_ROW_ERRORS if failed else EXIT_OK
+
+
+def _stream(pipe: Pipeline, source: Source, questions: list[Question], options: GenerateOptions) -> int:
+    import sys
+
+    failed = 0
+    for row in source.rows():
+        for question in questions:
+            if question.row not in (None, row.custom_id):
+                continue
+            try:
+                if question.error or row.message is None:
+                    raise question.error or LatentWireError(2012, "row was not compressed", where=row.custom_id)
+                for piece in pipe.stream(row.message, question.text, options):
+                    sys.stdout.write(piece)
+                    sys.stdout.flush()
+                sys.stdout.write("\n")
+            except LatentWireError as e:
+                message(str(e))
+                failed += 1
+    return EXIT_ROW_ERRORS if failed else EXIT_OK
+
+
+def _shown(result: Result) -> str:
+    outcome = result.outcome
+    return outcome.text if isinstance(outcome, Answer) else f"({outcome.label} {outcome.what})"
+
+
+def _totals(totals: dict[str, Any], options: CompressOptions, seconds: float) -> list[tuple[str, str]]:
+    rows = totals["rows"] - totals["errors"]
+    text, sent = totals["text_bytes"], totals["wire_bytes"]
+    factor = f" ({sent / text:.2f} times the text)" if text else ""
+    lines = [
+        ("rows compressed", f"{rows} of {totals['rows']}"),
+        ("text", f"{text:,} bytes, {totals['tokens']:,} tokens"),
+        (f"frames, codec {options.codec}", f"{sent:,} bytes{factor}"),
+        ("latents", f"{totals['latents']:,} in place of {totals['tokens']:,} tokens"),
+    ]
+    lines += [("chunked", f"{totals['chunks']} frames")] if totals["chunks"] > rows else []
+    lines += [("truncated", f"{totals['truncated']} rows")] if totals["truncated"] else []
+    return [*lines, ("time", f"{seconds:.1f} s, {totals['rows'] / max(seconds, 1e-9):.1f} rows/s")]
+
+
+def _say_errors(out: Path, totals: dict[str, Any]) -> None:
+    if not totals["errors"]:
+        return
+    codes = ", ".join(f"{code} x {n}" for code, n in totals["errors_by_code"].items())
+    message(f"{totals['errors']} rows could not be compressed: {codes}")
+    shown = 0
+    for path in sorted((out / "errors").glob("*.jsonl")):
+        with path.open(encoding="utf-8") as file:
+            for line in file:
+                if shown == SHOWN_ERRORS:
+                    message(f"... all of them in {out / 'errors'}")
+                    return
+                message(json.loads(line)["error_message"])
+                shown += 1
+
+
+def _flat(facts: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+    for key, value in facts.items():
+        if isinstance(value, dict):
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", _cell(value, key)
+
+
+def _cell(value: object, key: str = "") -> str:
+    if isinstance(value, (dict, list, tuple)):
+        return json.dumps(value, ensure_ascii=False)
+    if key.endswith("bytes") and isinstance(value, int) and value >= 1000:
+        return f"{value} ({human_bytes(value)})"
+    return "" if value is None else str(value)
