@@ -78,7 +78,9 @@ def read_gguf(path: Path) -> Gguf:
         key = cursor.string()
         metadata[key] = cursor.value(int(cursor.scalar(4)))
     table = [_tensor_row(cursor) for _ in range(tensor_count)]
-    alignment = int(metadata.get("general.alignment", 32))
+    alignment = metadata.get("general.alignment", 32)
+    if not isinstance(alignment, int) or not 1 <= alignment <= 1 << 20:
+        raise _damaged(path, "an alignment of 1 to 1048576 bytes", repr(alignment))
     base = -(-cursor.at // alignment) * alignment
     tensors = tuple(TensorInfo(name, shape, kind, base + offset) for name, shape, kind, offset in table)
     return Gguf(data, metadata, tensors)
@@ -118,7 +120,10 @@ class _Cursor:
 
     def string(self) -> str:
         (length,) = struct.unpack("<Q", self.take(8))
-        return str(self.take(length), "utf-8", "strict")
+        try:
+            return str(self.take(length), "utf-8", "strict")
+        except UnicodeDecodeError as error:
+            raise _damaged(self.path, f"UTF-8 at offset {self.at - length}", str(error)) from error
 
     def value(self, kind: int) -> Any:
         if kind == _STRING:
