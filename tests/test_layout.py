@@ -52,7 +52,7 @@ FENCES: dict[str, list[str]] = {
     "tensorboard": ["training/*"],
     "tensorrt": ["engines/trt*", "export/plan.py", "export/audit.py"],
     "tensorrt_rtx": ["engines/trt*", "export/plan.py", "export/audit.py"],
-    "tokenizers": ["models/*", "runtime/tokenizer.py", "training/*"],
+    "tokenizers": ["models/*", "runtime/tokenizer.py", "training/*", "export/*"],
     "torch": ["training/*", "export/*", "engines/torch_ref.py"],
     "transformers": ["training/*", "export/*", "engines/torch_ref.py"],
     "typer": ["cli.py", "*/cli.py"],
