@@ -33,14 +33,13 @@ DEFAULTS: Final[dict[str, str | int]] = {
 """Every attribute has a default: readers of functions refuse a call that leaves one without a value."""
 
 
-def attention(g: Graph, q: str, k: str, v: str, kv_lengths: str, scale: float, dtype: int) -> str:
-    """Attention of S queries over a cache.
+def attention(g: Graph, q: str, cache: tuple[str, str], scale: float, dtype: int) -> str:
+    """Attention of S queries over a cache, valid up to the graph input ``kv_lengths`` int32 [B].
 
     Args:
         g: graph to add to.
         q: [B,Hq,S,D], rotated, not scaled.
-        k, v: [B,Hkv,C,D], the cache with the new slots written.
-        kv_lengths: int32 [B], valid slots of each row once all S new ones count, padding included.
+        cache: keys and values [B,Hkv,C,D], with the new slots written.
         scale: factor on queries. It is applied here, to queries only and in float32, because engines that
             scale inside attention also scale the whole key cache, at every step.
         dtype: ONNX element type of q, k and v.
@@ -52,7 +51,7 @@ def attention(g: Graph, q: str, k: str, v: str, kv_lengths: str, scale: float, d
     scaled = g.op("Mul", wide, g.constant("attention_scale", np.array(scale, np.float32)))
     narrow = g.op("Cast", scaled, to=dtype)
     # Absent inputs: mask, query lengths.
-    return g.op(NAME, narrow, k, v, "", "", kv_lengths, domain=DOMAIN, causal_kind=CAUSAL)
+    return g.op(NAME, narrow, *cache, "", "", "kv_lengths", domain=DOMAIN, causal_kind=CAUSAL)
 
 
 def attention_function() -> onnx.FunctionProto:

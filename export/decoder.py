@@ -83,11 +83,10 @@ class _Builder:
         """Attention over the cache, which gains the new keys and values; x and result [B,S,H]."""
         at, g = f"layer.{i}.", self.g
         q, k = (self.rotate(i, self.heads(i, x, n)) for n in "qk")
-        cached = [
-            g.op("TensorScatter", f"past_{n}.{i}", fresh, "write_indices", out=f"present_{n}.{i}", axis=-2)
-            for n, fresh in (("k", k), ("v", self.heads(i, x, "v")))
-        ]
-        mixed = attention(g, q, *cached, "kv_lengths", self.c.attention_scale, ELEMENT_TYPES[self.dtype])
+        keys = g.op("TensorScatter", f"past_k.{i}", k, "write_indices", out=f"present_k.{i}", axis=-2)
+        v = self.heads(i, x, "v")
+        values = g.op("TensorScatter", f"past_v.{i}", v, "write_indices", out=f"present_v.{i}", axis=-2)
+        mixed = attention(g, q, (keys, values), self.c.attention_scale, ELEMENT_TYPES[self.dtype])
         rows = g.op("Transpose", mixed, perm=[0, 2, 1, 3])
         width = self.c.num_heads * self.c.head_dim
         flat = g.op("Reshape", rows, g.constant("shape.rows", np.array([0, 0, width], np.int64)))

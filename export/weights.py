@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -95,7 +95,7 @@ class WeightReader:
         self._stack = ExitStack()
         self._at: dict[str, Any] = {}
 
-    def __enter__(self) -> WeightReader:
+    def __enter__(self) -> Self:
         from safetensors import safe_open
 
         for shard in self.shards:
@@ -147,7 +147,7 @@ class WeightReader:
         if missing := sorted(set(wanted) - set(self._at)):
             raise self._misfit(f"{len(missing)} tensors are missing", missing[0], "to be there")
         if extra:
-            raise self._misfit(f"{len(extra)} tensors too many", sorted(extra)[0], "not to be there")
+            raise self._misfit(f"{len(extra)} tensors too many", min(extra), "not to be there")
         for key, shape in wanted.items():
             found = tuple(self._at[key].get_slice(key).get_shape())
             if found != shape:
@@ -155,7 +155,7 @@ class WeightReader:
 
     def _misfit(self, what: str, key: str, expected: str) -> ModelError:
         return ModelError(
-            3205,
+            3207,
             f"weights do not fit the config: {what}",
             where=f"tensor {key} in {self.shards[0].parent}",
             expected=f"expected it {expected}",

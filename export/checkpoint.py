@@ -1,0 +1,148 @@
+"""A trained checkpoint as the exporter reads it: meta.json and the names of its files.
+
+In: a folder, or ``reference`` for the one that ships. Out: ``Checkpoint``. Reads no weights and needs no
+torch; training writes what is read here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from ..core.errors import ModelError
+from ..engines.bundle import AdapterInfo, EncoderInfo
+from ..models.folder import ModelFolder
+from .weights import read_json
+
+FORMAT: Final = "latentwire-checkpoint"
+VERSION: Final = 1
+REFERENCE: Final = "reference"
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """One adapter of a checkpoint: name of its LLM, what the manifest will say, the LLM it was trained for."""
+
+    llm: str
+    info: AdapterInfo
+    llm_fingerprint: str
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A trained encoder and its adapters.
+
+    Attributes:
+        path: folder.
+        encoder: what the manifest will say of the encoder.
+        encoder_llm: model whose embedding table and tokenizer the encoder uses.
+        encoder_llm_fingerprint: which version of it.
+        adapters: one for each LLM.
+        quality: measured figures, passed on as they are.
+    """
+
+    path: Path
+    encoder: EncoderInfo
+    encoder_llm: str
+    encoder_llm_fingerprint: str
+    adapters: tuple[Adapter, ...]
+    quality: Mapping[str, Any]
+
+    def file(self, name: str) -> Path:
+        """A file of the folder.
+
+        Raises:
+            ModelError: 3204 it is not there.
+        """
+        path = self.path / name
+        if not path.is_file():
+            raise ModelError(
+                3204, "checkpoint file missing", where=str(path), expected=f"expected {name} beside meta.json"
+            )
+        return path
+
+    def adapter_for(self, llm: ModelFolder) -> Adapter:
+        """The adapter that was trained for this LLM.
+
+        Raises:
+            ModelError: 3102 there is none, or the LLM on this machine is another version of it.
+        """
+        same = [a for a in self.adapters if a.llm_fingerprint == llm.fingerprint]
+        if same:
+            return same[0]
+        named = [a for a in self.adapters if a.llm == llm.name]
+        have = ", ".join(f"{a.llm} {a.llm_fingerprint[:12]}" for a in self.adapters) or "none"
+        raise ModelError(
+            3102,
+            "adapter belongs to another version of the LLM" if named else "checkpoint has no adapter for this LLM",
+            where=f"{self.path / 'meta.json'}, LLM {llm.name}",
+            expected=f"expected fingerprint {llm.fingerprint[:12]}, checkpoint has: {have}",
+            fix="fetch that version of the LLM, or train an adapter for this one",
+        )
+
+    def check_encoder_llm(self, llm: ModelFolder) -> None:
+        """Raise ModelError 3101 unless ``llm`` is the model whose embeddings the encoder was trained on."""
+        if llm.fingerprint != self.encoder_llm_fingerprint:
+            raise ModelError(
+                3101,
+                "encoder was trained on other embeddings",
+                where=f"{self.path / 'meta.json'}, model {llm.name}",
+                expected=f"expected fingerprint {self.encoder_llm_fingerprint[:12]}, got {llm.fingerprint[:12]}",
+                fix="fetch the version of the model that the checkpoint was trained with",
+            )
+
+
+def read_checkpoint(name: str | Path) -> Checkpoint:
+    """Read meta.json of a checkpoint.
+
+    Args:
+        name: folder; ``reference``, where no such folder exists, is the checkpoint that ships.
+
+    Raises:
+        ModelError: 3204 no meta.json or not JSON, 3220 not a checkpoint or incomplete, 3221 a later version.
+    """
+    path = Path(name)
+    if str(name) == REFERENCE and not path.is_dir():
+        path = Path(__file__).resolve().parent.parent / REFERENCE
+    meta = read_json(path / "meta.json")
+    if meta.get("format") != FORMAT:
+        raise ModelError(3220, "not a checkpoint", where=str(path), expected=f'expected "format": "{FORMAT}"')
+    if not isinstance(meta.get("version"), int) or meta["version"] > VERSION:
+        raise ModelError(
+            3221,
+            "checkpoint of a newer version",
+            where=str(path),
+            expected=f"expected at most {VERSION}, got {meta.get('version')}",
+        )
+    try:
+        return _build(path, meta)
+    except (KeyError, TypeError, ValueError) as e:
+        raise ModelError(
+            3220, "checkpoint metadata is incomplete", where=str(path / "meta.json"), expected=f"{type(e).__name__} {e}"
+        ) from e
+
+
+def _build(path: Path, meta: Mapping[str, Any]) -> Checkpoint:
+    e = meta["encoder"]
+    numbers = (int(e["d_z"]), int(e["latents"]), int(e["max_tokens"]))
+    adapters = tuple(
+        Adapter(
+            llm, AdapterInfo(str(a["kind"]), int(a["task_tokens"]), str(a["fingerprint"])), str(a["llm_fingerprint"])
+        )
+        for llm, a in meta["adapters"].items()
+    )
+    return Checkpoint(
+        path,
+        EncoderInfo(str(e["kind"]), str(e["fingerprint"]), *numbers),
+        str(e["llm"]),
+        str(e["llm_fingerprint"]),
+        adapters,
+        dict(meta.get("quality") or {}),
+    )
+
+
+def file_stem(llm: str) -> str:
+    """How an LLM is called in file names: ``adapter-STEM.onnx``."""
+    return llm.split("/")[-1]
