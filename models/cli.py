@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-app = typer.Typer(help="Language models kept on this machine.", no_args_is_help=True)
+app = typer.Typer(help="Language models kept on this machine.", no_args_is_help=True, add_completion=False)
 
 Name = Annotated[str, typer.Argument(help="A name from `models list`, a folder, or hf:org/name.")]
 Known = Annotated[str, typer.Argument(help="A name from `models list`.")]

