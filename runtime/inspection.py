@@ -83,7 +83,7 @@ def _frames(path: Path) -> dict[str, Any]:
 def _table(path: Path) -> dict[str, Any]:
     from .jobs.table import read_info, read_table
 
-    info, _ = read_info(path)
+    info = read_info(path)
     shared = {"encoder": info.encoder, "model_id": info.model_id.hex(), "d_z": info.d_z, "latents": info.latents}
     return {"kind": "table of frames", **_file(path), **shared, **_rows(read_table(path))}
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Final
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -12,6 +12,9 @@ from ...core.errors import InputError, RowError
 from .parse import decode, take_id
 from .records import Fields, Record
 from .streams import unreadable
+
+FAULTS: Final = (pa.ArrowException, ValueError, KeyError, IndexError, OverflowError)
+"""What pyarrow raises for damaged files, OSError apart."""
 
 
 def read_parquet(name: str, fields: Fields, start: int, stop: int | None) -> Iterator[Record]:
@@ -32,7 +35,7 @@ def read_parquet(name: str, fields: Fields, start: int, stop: int | None) -> Ite
                         if row.source_row > start and (stop is None or row.source_row <= stop):
                             yield row
                 index += len(batch)
-    except pa.ArrowInvalid as e:
+    except FAULTS as e:
         raise damaged(name, e) from e
     except OSError as e:
         # Arrow reports damaged pages and unreadable files with the same class; only the latter has an errno.

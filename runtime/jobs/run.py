@@ -74,7 +74,7 @@ def _facts(plan: Plan, options: CompressOptions, info: TableInfo, pipe: Pipeline
     facts: dict[str, Any] = {
         "format": FORMAT,
         "version": VERSION,
-        "table": asdict(info),
+        "table": {k: v for k, v in asdict(info).items() if k != "rows"},
         "tokenizer": tokenizer,
         "options": {k: v for k, v in asdict(options).items() if k != "latents"},
         "inputs": [{"name": f.name, "bytes": f.size, "sha256": f.sha256, "rows": f.rows} for f in plan.files],

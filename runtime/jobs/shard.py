@@ -17,7 +17,7 @@ from ..pipeline import Pipeline
 from .commit import JobFolder
 from .plan import Plan, Shard
 from .records import Record
-from .table import TableInfo, payload_of, read_info, write_table
+from .table import TableInfo, payload_of, read_table, write_table
 
 GROUP: Final = 128
 """Rows compressed together; sorted by length among themselves."""
@@ -116,7 +116,7 @@ def _error_row(record: Record, error: LatentWireError) -> dict[str, Any]:
 
 
 def _verify(path: Path, rows: int) -> None:
-    _, found = read_info(path)
+    found = sum(1 for _ in read_table(path))
     if found != rows:
         raise InputError(2102, "table was not written whole", where=str(path), expected=f"expected {rows}, got {found}")
 

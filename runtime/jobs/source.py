@@ -53,7 +53,7 @@ def open_source(path: Path) -> Source:
     if path.is_dir():
         return _open_folder(path)
     if magic(path)[:4] == PARQUET_MAGIC:
-        return Source(path, (path,), read_info(path)[1])
+        return Source(path, (path,), read_info(path).rows)
     return Source(path, (), None)
 
 
@@ -114,7 +114,7 @@ def _open_folder(path: Path) -> Source:
             fix = "copy the folder again or compress again"
             raise InputError(2102, what, where=str(table), expected=expected + got, fix=fix)
         tables.append(table)
-        count += read_info(table)[1]
+        count += read_info(table).rows
     return Source(path, tuple(tables), count)
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import struct
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -22,11 +22,13 @@ from .. import wire
 from ..codec import Codec
 from ..message import Message, chunk_marks
 from ..wire import Frame
-from .parquet_input import damaged
+from .parquet_input import FAULTS, damaged
 
 FORMAT: Final = "latentwire-frames"
 VERSION: Final = 1
 KEY: Final = b"latentwire"
+KEY_CRC: Final = b"latentwire_crc32c"
+"""Pages have checksums of their own; what all rows share has this one."""
 ROW_GROUP: Final = 256
 _U32: Final = struct.Struct("<I")
 
@@ -62,12 +64,14 @@ class TableInfo:
         d_z: dimensions of a latent.
         latents: M asked for.
         codec: name of the codec asked for; a row may differ.
+        rows: rows of this table; 0 while that is not known.
     """
 
     encoder: str
     d_z: int
     latents: int
     codec: str
+    rows: int = 0
 
     @property
     def model_id(self) -> bytes:
@@ -104,8 +108,14 @@ def payload_of(message: Message) -> bytes:
 
 def write_table(path: Path, rows: Sequence[dict[str, Any]], info: TableInfo) -> None:
     """Write rows (column name to value) as one Parquet file; not atomic, see ``commit``."""
-    facts = {"format": FORMAT, "version": VERSION, "frame_version": wire.MAJOR << 4, **asdict(info)}
-    schema = SCHEMA.with_metadata({KEY: json.dumps(facts, sort_keys=True).encode()})
+    facts = {
+        "format": FORMAT,
+        "version": VERSION,
+        "frame_version": wire.MAJOR << 4,
+        **asdict(replace(info, rows=len(rows))),
+    }
+    shared = json.dumps(facts, sort_keys=True).encode()
+    schema = SCHEMA.with_metadata({KEY: shared, KEY_CRC: b"%08x" % wire.payload_checksum(shared)})
     table = pa.table({name: pa.array([r[name] for r in rows], t) for name, t in _COLUMNS.items()}, schema=schema)
     pq.write_table(
         table,
@@ -118,14 +128,14 @@ def write_table(path: Path, rows: Sequence[dict[str, Any]], info: TableInfo) -> 
     )
 
 
-def read_info(path: Path) -> tuple[TableInfo, int]:
+def read_info(path: Path) -> TableInfo:
     """What the rows share, and how many there are.
 
     Raises:
         InputError: 2101 not a table of frames; 2102 damaged.
     """
     with _opened(path) as file:
-        return _info(path, file), int(file.metadata.num_rows)
+        return _info(path, file)
 
 
 def read_table(path: Path) -> Iterator[StoredRow]:
@@ -137,18 +147,23 @@ def read_table(path: Path) -> Iterator[StoredRow]:
     """
     with _opened(path) as file:
         info = _info(path, file)
+        seen = 0
         try:
             for batch in file.iter_batches(batch_size=ROW_GROUP):
                 for row in batch.to_pylist():
+                    seen += 1
                     yield _row(path, row, info)
-        except (pa.ArrowException, OSError, UnicodeDecodeError) as e:
+        except (*FAULTS, OSError) as e:
             raise damaged(str(path), e) from e
+        # A damaged page header can end a column early without any complaint from the library.
+        if seen != info.rows:
+            raise damaged(str(path), ValueError(f"expected {info.rows} rows, got {seen}"))
 
 
 def _opened(path: Path) -> Any:
     try:
         return pq.ParquetFile(path, page_checksum_verification=True)
-    except (pa.ArrowException, OSError) as e:
+    except (*FAULTS, OSError) as e:
         raise damaged(str(path), e) from e
 
 
@@ -159,11 +174,13 @@ def _info(path: Path, file: Any) -> TableInfo:
         expected = f"expected {', '.join(_COLUMNS)}, got {', '.join(schema.names)}"
         fix = "give a file or folder that latentwire compress wrote"
         raise InputError(2101, "not a table of frames", where=str(path), expected=expected, fix=fix)
+    if schema.metadata.get(KEY_CRC) != b"%08x" % wire.payload_checksum(facts):
+        raise damaged(str(path), ValueError("checksum of the table's metadata does not match"))
     try:
         found = json.loads(facts)
         if found["format"] != FORMAT or found["version"] != VERSION or found["frame_version"] >> 4 != wire.MAJOR:
             raise ValueError(f"format {found['format']} {found['version']}, frames {found['frame_version']}")
-        info = TableInfo(found["encoder"], found["d_z"], found["latents"], found["codec"])
+        info = TableInfo(found["encoder"], found["d_z"], found["latents"], found["codec"], found["rows"])
         bytes.fromhex(info.encoder)
     except (KeyError, TypeError, ValueError) as e:
         raise InputError(2101, "metadata of the table cannot be read", where=str(path), expected=str(e)) from e
