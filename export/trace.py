@@ -1,0 +1,199 @@
+"""Trained modules to ONNX graphs, through torch's own exporter. Needs torch; runs where checkpoints are made.
+
+    encoder, adapter (PyTorch) -> encoder.onnx, adapter-LLM.onnx beside the fp16 weights they read
+
+Weights stay fp16 in the file and are cast in the graph, which engines fold when they load it. Once the graphs lie
+beside the weights, nobody who only runs the checkpoint needs torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import onnx
+from onnx import numpy_helper
+
+from ..core.errors import BundleError
+from ..core.files import atomic_write_bytes
+from .external import Layout, point, read_layout
+from .graph import IR_VERSION, OPSET
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+    from ..training.model import LatentModel
+
+INLINE_BYTES: Final = 1024
+"""Constants up to this size may stay inside the ONNX file; anything larger must be a named weight."""
+
+
+def trace_checkpoint(model: LatentModel, folder: Path) -> list[Path]:
+    """Write ``encoder.onnx`` and an ``adapter-LLM.onnx`` for each LLM into a published (fp16) checkpoint.
+
+    Args:
+        model: the trained model on the CPU.
+        folder: holds the fp16 safetensors files of the same model.
+
+    Raises:
+        BundleError: 4001 a graph carries a large constant that no weight file holds.
+    """
+    import torch
+
+    from ..training.checkpoint import adapter_file, encoder_file
+
+    config = model.config
+    ids, lengths = torch.ones(2, 24, dtype=torch.int64), torch.tensor([24, 17])
+    slots = torch.arange(config.latent_len)
+    done = [
+        _trace(
+            model.encoder,
+            {"input_ids": ids, "lengths": lengths, "slots": slots},
+            {"input_ids": {0: "B", 1: "S"}, "lengths": {0: "B"}, "slots": {0: "M"}},
+            "latents",
+            read_layout(folder / encoder_file()),
+            {"embedding": "embedding"},
+            folder / "encoder.onnx",
+        )
+    ]
+    for llm in model.llms:
+        z = torch.randn(2, config.latent_len, config.d_z)
+        done.append(
+            _trace(
+                AnswerRows(model.adapter(llm), config.task_tokens),
+                {"latents": z},
+                {"latents": {0: "B", 1: "M"}},
+                "rows",
+                read_layout(folder / adapter_file(llm.name)),
+                {"llm_embedding": "llm.embedding"},
+                (folder / adapter_file(llm.name)).with_suffix(".onnx"),
+            )
+        )
+    return done
+
+
+def AnswerRows(adapter: nn.Module, task_tokens: int) -> nn.Module:  # noqa: N802 - stands for a class, made late because of torch
+    """The adapter as the runtime sees it: rows of the first task only, f32 [B,M+K,H]."""
+    from torch import Tensor, nn
+
+    class _AnswerRows(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.adapter = adapter
+
+        def forward(self, latents: Tensor) -> Tensor:
+            rows: Tensor = self.adapter(latents)
+            return rows[:, : latents.shape[1] + task_tokens]
+
+    return _AnswerRows()
+
+
+def _trace(
+    module: nn.Module,
+    inputs: Mapping[str, torch.Tensor],
+    dynamic: Mapping[str, Mapping[int, str]],
+    output: str,
+    weights: Layout,
+    tables: Mapping[str, str],
+    path: Path,
+) -> Path:
+    """Export one module and point its weights at the safetensors file."""
+    import torch
+
+    dims = {name: torch.export.Dim(name) for axes in dynamic.values() for name in axes.values()}
+    shapes = (tuple({axis: dims[d] for axis, d in dynamic[name].items()} for name in inputs),)
+    wrapped = half(module, set(tables))
+    with torch.no_grad():
+        program = torch.onnx.export(
+            wrapped,
+            tuple(inputs.values()),
+            dynamo=True,
+            opset_version=OPSET,
+            dynamic_shapes=shapes,
+            input_names=list(inputs),
+            output_names=[output],
+            optimize=False,
+            verbose=False,
+        )
+    assert program is not None
+    model: onnx.ModelProto = program.model_proto
+    model.ir_version = IR_VERSION
+    _place(model, weights, tables, {own: name.removeprefix("adapter.") for own, name in wrapped.names.items()}, path)
+    # Unchecked: a checkpoint's graph names tables that only a bundle has, and is checked when it is placed there.
+    atomic_write_bytes(path, model.SerializeToString())
+    return path
+
+
+def half(module: nn.Module, tables: set[str]) -> Any:
+    """The module with fp16 weights that it casts to f32 when called; ``tables`` stay as they are.
+
+    ``names`` maps the buffers of the result to the module's own tensor names.
+    """
+    import torch
+    from torch import Tensor, nn
+    from torch.func import functional_call
+
+    kept = dict(module.state_dict())
+    kept |= {name: b for name, b in module.named_buffers() if name.rsplit(".", 1)[-1] in tables}
+
+    class _Half(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.names = {f"w{number}": name for number, name in enumerate(kept)}
+            # In a list, so that the module's own fp32 weights are not registered beside the fp16 ones.
+            self._module = [module]
+            for own, name in self.names.items():
+                value = kept[name].detach()
+                self.register_buffer(own, value if name.rsplit(".", 1)[-1] in tables else value.half())
+
+        def forward(self, *inputs: Tensor) -> Any:
+            values = {name: self.get_buffer(own).float() for own, name in self.names.items()}
+            return functional_call(self._module[0], values, inputs)
+
+    with torch.no_grad():
+        return _Half().eval()
+
+
+def _place(
+    model: onnx.ModelProto, weights: Layout, tables: Mapping[str, str], names: Mapping[str, str], path: Path
+) -> None:
+    """Give weights their checkpoint names and point them at the safetensors file; changes ``model``.
+
+    A table of somebody else's (``tables``) gets a placeholder location: export knows where it lies.
+    """
+    renamed: dict[str, str] = {}
+    for value in (*model.graph.input, *model.graph.output, *model.graph.initializer):
+        value.doc_string = ""
+        del value.metadata_props[:]
+    for tensor in model.graph.initializer:
+        own = names.get(tensor.name)
+        if own is None:
+            if numpy_helper.to_array(tensor).nbytes > INLINE_BYTES:
+                raise BundleError(
+                    4001, "graph holds a large constant", where=f"{tensor.name} {list(tensor.dims)} in {path}"
+                )
+            continue
+        table = tables.get(own.rsplit(".", 1)[-1])
+        old = tensor.name
+        renamed[old] = tensor.name = table or own
+        if table is None:
+            point(tensor, weights, own)
+        else:
+            _placeholder(tensor)
+    del model.metadata_props[:]
+    del model.graph.metadata_props[:]
+    del model.graph.value_info[:]
+    for node in model.graph.node:
+        # The tracer's notes (source lines and paths of the machine that traced) are not for others.
+        del node.metadata_props[:]
+        node.doc_string = ""
+        for index, name in enumerate(node.input):
+            node.input[index] = renamed.get(name, name)
+
+
+def _placeholder(tensor: onnx.TensorProto) -> None:
+    tensor.ClearField("raw_data")
+    tensor.data_location = onnx.TensorProto.EXTERNAL
+    tensor.external_data.add(key="location", value="set-by-export")

@@ -1,0 +1,161 @@
+"""Items -> tensors: encoder input once, one prefix tree for each LLM."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..core.prompt import Encode, join, question_ids
+from .data import Item, Question, cloze
+from .llm import Special
+from .tree import Branch, Tree, build
+
+TASKS = ("answer", "reconstruct")
+"""Tasks with learned rows, in the order in which their rows stand behind the latents."""
+CUE, CONTINUATION = 8, 24
+"""Tokens given and asked for in a reconstruction branch."""
+
+
+class Reader(Protocol):
+    """What batching needs to know of one LLM."""
+
+    special: Special
+
+    def encode(self, text: str) -> list[int]: ...
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Sizes that shape a batch; ``latents`` is the capacity M, ``task_tokens`` the rows of one task."""
+
+    latents: int
+    task_tokens: int
+    max_tokens: int
+    branch_tokens: int
+    reconstruct_share: float = 0.0
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One micro-batch.
+
+    Attributes:
+        input_ids: int64 [B,S], encoder tokens, right padded.
+        lengths: int64 [B].
+        trees: one prefix tree per LLM, in the LLMs' order.
+    """
+
+    input_ids: Tensor
+    lengths: Tensor
+    trees: tuple[Tree, ...]
+
+    def to(self, device: torch.device) -> Batch:
+        """The same batch on another device."""
+        return Batch(self.input_ids.to(device), self.lengths.to(device), tuple(t.to(device) for t in self.trees))
+
+
+def pad(rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
+    """Right-pad with 0: ids int64 [B,S] and lengths int64 [B]."""
+    lengths = torch.tensor([len(r) for r in rows])
+    out = torch.zeros(len(rows), max(1, int(lengths.max())), dtype=torch.int64)
+    for b, row in enumerate(rows):
+        out[b, : len(row)] = torch.tensor(row, dtype=torch.int64)
+    return out, lengths
+
+
+def task_range(task: str, capacity: int, task_tokens: int) -> range:
+    """Adapter rows of one task, behind ``capacity`` latents."""
+    start = capacity + TASKS.index(task) * task_tokens
+    return range(start, start + task_tokens)
+
+
+def answer_branch(llm: Reader, question: Question, answer: str, rows: range) -> Branch:
+    """Task rows, question, anchor; the target is the answer and EOS."""
+    prompt = join([rows, question_ids(llm.encode, question.text)])
+    target = (*llm.encode(" " + answer), llm.special.eos[0])
+    return Branch(prompt, target, "answer")
+
+
+def make_batch(
+    items: Sequence[Item],
+    encode: Encode,
+    llms: Sequence[Reader],
+    limits: Limits,
+    seed: Sequence[int],
+    text: bool = False,
+) -> Batch:
+    """Draw branches for each item and pack them.
+
+    Args:
+        items: contexts.
+        encode: the encoder's tokenizer.
+        llms: the LLMs that will read the latents.
+        limits: sizes.
+        seed: everything random is drawn from these numbers.
+        text: the prefix is the context as tokens (teacher, format stage) instead of latents.
+    """
+    contexts = [encode(item.context)[: limits.max_tokens] for item in items]
+    input_ids, lengths = pad(contexts)
+    drawn = [_draw(item, np.random.default_rng([*seed, b]), limits) for b, item in enumerate(items)]
+    trees = tuple(_tree(llm, items, drawn, lengths, limits, text) for llm in llms)
+    return Batch(input_ids, lengths, trees)
+
+
+@dataclass(frozen=True)
+class _Drawn:
+    """Questions with the chosen answer, and where reconstruction cues start (as a share of the text)."""
+
+    questions: tuple[tuple[Question, str], ...]
+    cues: tuple[float, ...]
+
+
+def _draw(item: Item, rng: np.random.Generator, limits: Limits) -> _Drawn:
+    if item.questions:
+        order = rng.permutation(len(item.questions))[:6]
+        chosen = [item.questions[i] for i in order]
+        return _Drawn(tuple((q, q.answers[rng.integers(len(q.answers))]) for q in chosen), ())
+    cues = tuple(float(c) for c in rng.random(3) if rng.random() < limits.reconstruct_share)
+    asked = tuple((q, q.answers[0]) for q in cloze(item.context, rng, 4 - len(cues)))
+    # A passage without any blank to fill still teaches by reconstruction.
+    return _Drawn(asked, cues if cues or asked else (float(rng.random()),))
+
+
+def _tree(
+    llm: Reader, items: Sequence[Item], drawn: Sequence[_Drawn], lengths: Tensor, limits: Limits, text: bool
+) -> Tree:
+    prefixes, branches = [], []
+    capacity = 0 if text else limits.latents
+    for item, draw, length in zip(items, drawn, lengths.tolist(), strict=True):
+        own = llm.encode(item.context)[: limits.max_tokens]
+        context = own if text else range(min(limits.latents, length))
+        prefixes.append(join([llm.special.bos, context]))
+        answer, repeat = (task_range(task, capacity, limits.task_tokens) for task in TASKS)
+        candidates = [answer_branch(llm, q, a, answer) for q, a in draw.questions]
+        candidates += [b for c in draw.cues if (b := _reconstruct(own, c, repeat))]
+        branches.append(_fit(candidates, limits.branch_tokens))
+    return build(prefixes, branches)
+
+
+def _reconstruct(own: Sequence[int], share: float, rows: range) -> Branch | None:
+    if len(own) < CUE + 2:
+        return None
+    start = int(share * max(1, len(own) - CUE - CONTINUATION))
+    cue, target = own[start : start + CUE], own[start + CUE : start + CUE + CONTINUATION]
+    return Branch(join([rows, cue]), tuple(target), "reconstruct")
+
+
+def _fit(candidates: Sequence[Branch], most: int) -> list[Branch]:
+    kept: list[Branch] = []
+    used = 0
+    for branch in candidates:
+        size = len(branch.prompt) + len(branch.target) - 1
+        if kept and used + size > most:
+            continue
+        kept.append(branch)
+        used += size
+    return kept

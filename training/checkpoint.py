@@ -1,0 +1,199 @@
+"""Checkpoints: safetensors and JSON, never pickle.
+
+DIR/meta.json                   what it is, the whole config, where training stood, measured quality
+DIR/encoder.safetensors         fp32 while training, fp16 when published
+DIR/adapter-LLM.safetensors     one per LLM
+DIR/state.safetensors           optimiser moments (training only)
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from ..core.errors import ModelError
+from ..core.files import atomic_folder, atomic_write_json
+from .config import Config, from_mapping
+from .model import LatentModel
+
+FORMAT, VERSION = "latentwire-checkpoint", 1
+
+
+def encoder_file() -> str:
+    """File name of the encoder's weights."""
+    return "encoder.safetensors"
+
+
+def adapter_file(llm: str) -> str:
+    """File name of one adapter's weights."""
+    return f"adapter-{llm.split('/')[-1]}.safetensors"
+
+
+def fingerprint(tensors: dict[str, Tensor], facts: dict[str, Any]) -> str:
+    """SHA-256 over facts (as JSON) and every tensor's name, dtype, shape and bytes, in name order."""
+    digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
+    for name in sorted(tensors):
+        tensor = tensors[name].contiguous().cpu()
+        digest.update(f"{name}|{tensor.dtype}|{tuple(tensor.shape)}|".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def module_tensors(module: nn.Module, dtype: torch.dtype) -> dict[str, Tensor]:
+    """Parameters and persistent buffers as contiguous CPU tensors of one dtype."""
+    return {k: v.detach().to("cpu", dtype).contiguous() for k, v in module.state_dict().items()}
+
+
+def save(folder: Path, model: LatentModel, dtype: torch.dtype = torch.float32, **extra: Any) -> dict[str, Any]:
+    """Write weights and ``meta.json`` atomically; returns the metadata.
+
+    Args:
+        folder: must not exist, or is replaced as a whole.
+        model: what to save.
+        dtype: fp32 to train on, fp16 to publish.
+        extra: further top-level entries of ``meta.json``; ``state`` (tensors) goes to ``state.safetensors``.
+    """
+    state: dict[str, Tensor] = extra.pop("state", {})
+    config = model.config
+    encoder = module_tensors(model.encoder, dtype)
+    facts = {
+        "kind": config.encoder_type,
+        "llm": model.llms[0].name,
+        "llm_fingerprint": model.llms[0].fingerprint,
+        "d_z": config.d_z,
+        "latents": config.latent_len,
+        "max_tokens": config.max_tokens,
+    }
+    meta: dict[str, Any] = {
+        "format": FORMAT,
+        "version": VERSION,
+        "dtype": str(dtype).removeprefix("torch."),
+        "encoder": {**facts, "fingerprint": fingerprint(encoder, facts)},
+        "adapters": {},
+        "config": config.to_json(),
+        **extra,
+    }
+    with atomic_folder(folder, overwrite=True) as temporary:
+        save_file(encoder, temporary / encoder_file())
+        for llm in model.llms:
+            tensors = module_tensors(model.adapter(llm), dtype)
+            about = {
+                "kind": config.adapter_type,
+                "task_tokens": config.task_tokens,
+                "llm_fingerprint": llm.fingerprint,
+                "encoder": meta["encoder"]["fingerprint"],
+            }
+            meta["adapters"][llm.name] = {**about, "fingerprint": fingerprint(tensors, about)}
+            save_file(tensors, temporary / adapter_file(llm.name))
+        if state:
+            save_file(state, temporary / "state.safetensors")
+        atomic_write_json(temporary / "meta.json", meta)
+    return meta
+
+
+def read_meta(folder: Path) -> dict[str, Any]:
+    """``meta.json`` of a checkpoint folder.
+
+    Raises:
+        ModelError: 3204 missing, 3220 not ours or unreadable, 3221 written by a newer version, 4005 pickle.
+    """
+    path = folder / "meta.json"
+    if not path.is_file():
+        pickles = sorted(p.name for p in folder.glob("*") if p.suffix in (".pt", ".pth", ".bin", ".ckpt", ".pkl"))
+        if pickles:
+            raise ModelError(
+                4005,
+                "pickle checkpoint refused",
+                where=str(folder / pickles[0]),
+                expected="expected safetensors and meta.json",
+                fix="load it where you trust it and save its tensors with safetensors",
+            )
+        raise ModelError(3204, "not a checkpoint folder", where=str(folder), expected="expected meta.json in it")
+    try:
+        meta = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as e:
+        raise ModelError(3220, "checkpoint metadata is not JSON", where=str(path), expected=str(e)) from e
+    if not isinstance(meta, dict) or meta.get("format") != FORMAT:
+        raise ModelError(3220, "not a LatentWire checkpoint", where=str(path), expected=f"expected format {FORMAT}")
+    if not isinstance(meta.get("version"), int) or meta["version"] > VERSION:
+        raise ModelError(
+            3221,
+            "checkpoint of a newer version",
+            where=str(path),
+            expected=f"expected at most {VERSION}, got {meta.get('version')}",
+        )
+    return meta
+
+
+def config_of(meta: dict[str, Any], where: str) -> Config:
+    """The config a checkpoint was trained with."""
+    return from_mapping(meta["config"], where)
+
+
+def load_tensors(path: Path) -> dict[str, Tensor]:
+    """Tensors of one safetensors file.
+
+    Raises:
+        ModelError: 3204 missing, 3222 truncated or damaged.
+    """
+    if not path.is_file():
+        raise ModelError(3204, "checkpoint file missing", where=str(path))
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError) as e:
+        raise ModelError(3222, "checkpoint file is damaged", where=str(path), expected=str(e)) from e
+
+
+def load_module(module: nn.Module, path: Path) -> None:
+    """Set every parameter and persistent buffer of ``module``; nothing missing, nothing left over.
+
+    Raises:
+        ModelError: 3204, 3222 as above; 3223 names or shapes differ.
+    """
+    tensors = load_tensors(path)
+    wanted = {k: tuple(v.shape) for k, v in module.state_dict().items()}
+    found = {k: tuple(v.shape) for k, v in tensors.items()}
+    wrong = sorted(k for k in wanted.keys() | found.keys() if wanted.get(k) != found.get(k))
+    if wrong:
+        raise ModelError(
+            3223,
+            f"checkpoint tensor {wrong[0]} does not fit",
+            where=str(path),
+            expected=f"expected shape {wanted.get(wrong[0], 'none')}, got {found.get(wrong[0], 'none')}",
+        )
+    module.load_state_dict({k: v.float() for k, v in tensors.items()})
+
+
+def load_into(folder: Path, model: LatentModel) -> dict[str, Any]:
+    """Load all weights of a checkpoint into a model of the same config; returns the metadata.
+
+    Raises:
+        ModelError: 3102 if an adapter was trained for another LLM, and all of the above.
+    """
+    meta = read_meta(folder)
+    load_module(model.encoder, folder / encoder_file())
+    for llm in model.llms:
+        about = meta["adapters"].get(llm.name)
+        if about is None:
+            raise ModelError(
+                3102,
+                f"no adapter for {llm.name}",
+                where=str(folder),
+                expected="has " + ", ".join(sorted(meta["adapters"])),
+            )
+        if about["llm_fingerprint"] != llm.fingerprint:
+            raise ModelError(
+                3102,
+                f"adapter was trained for another {llm.name}",
+                where=str(folder),
+                expected=f"expected {llm.fingerprint[:12]}, got {about['llm_fingerprint'][:12]}",
+            )
+        load_module(model.adapter(llm), folder / adapter_file(llm.name))
+    return meta

@@ -1,0 +1,206 @@
+"""Training configuration: frozen, validated once, saved beside every checkpoint.
+
+The first block holds the hyperparameters of the specification under their own names (lower case here:
+``LATENT_LEN`` 32, ``D_Z`` 256, ``ENCODER_TYPE``, ``K`` 4, ``FIRST_TOKEN_CE`` 0.5, ``KD_TAU`` 1.0).
+"""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import Any, get_type_hints
+
+from ..core.errors import ModelError
+
+ENCODER_TYPES = ("embed_layer",)
+ADAPTER_TYPES = ("learned", "linear")
+CALIBRATIONS = ("embed_rms", "none")
+
+
+@dataclass(frozen=True)
+class Config:
+    """Everything that changes a training run.
+
+    Attributes:
+        latent_len: latents of one text (M).
+        d_z: width of one latent.
+        encoder_type: one of ``ENCODER_TYPES``.
+        adapter_type: one of ``ADAPTER_TYPES``.
+        k: the first K answer tokens that ``k_token_weight`` multiplies.
+        first_token_ce: extra cross-entropy on the first answer token, as a factor.
+        kd_tau: temperature of the distillation from the text-prompted teacher.
+        kd_weight: weight of the distillation term; 0 leaves the teacher out.
+        k_token_weight: weight of the first K answer tokens against the later ones.
+        encoder_llm: name, folder or hub id of the LLM whose first layers start the encoder.
+        llms: the frozen LLMs, one adapter each.
+        encoder_layers: how many layers are copied.
+        max_tokens: the encoder's window in tokens.
+        task_tokens: learned rows per task, placed between latents and question.
+        lookup_top: vocabulary entries that the learned adapter mixes for one latent.
+        lookup_tau: start of its softmax temperature (cosine units).
+        salience: how sharply the start prefers rare tokens inside a span.
+        mlp_hidden: hidden width of the learned adapter's MLP.
+        calibration: how adapter rows are matched to the LLM's embedding statistics.
+        data: question files (JSONL or JSONL.gz).
+        prose: passage files (Parquet with a ``text`` column).
+        batch: contexts in one optimiser step.
+        micro_batch: contexts in one forward pass.
+        branch_tokens: at most this many branch positions behind one context.
+        prose_share: share of micro-batches that come from ``prose``.
+        reconstruct_share: share of prose branches that ask for text verbatim, the others are cloze questions.
+        format_steps: steps that train the task rows alone, on full text, before anything else moves.
+        steps: optimiser steps after that.
+        lr_new: learning rate of modules that start from nothing.
+        lr_copied: learning rate of copied LLM layers.
+        lr_projection: learning rate of the closed-form projections.
+        lr_task: learning rate of the task rows in the format stage.
+        warmup: share of ``steps`` for the linear warm-up; cosine to ``lr_floor`` follows.
+        lr_floor: final learning rate as a share of the peak.
+        weight_decay: AdamW weight decay on matrices.
+        clip: gradient norm limit.
+        precision: ``bf16`` or ``fp32`` for the frozen LLM and the encoder's matrix products.
+        seed: every batch is a pure function of (seed, step).
+        save_every: steps between checkpoints.
+        eval_every: steps between held-out measurements.
+        eval_questions: held-out questions in them.
+        threads: torch threads; 0 leaves torch's own choice.
+        device: ``auto``, ``cpu`` or ``cuda``.
+    """
+
+    latent_len: int = 32
+    d_z: int = 256
+    encoder_type: str = "embed_layer"
+    adapter_type: str = "learned"
+    k: int = 4
+    first_token_ce: float = 0.5
+    kd_tau: float = 1.0
+    kd_weight: float = 0.0
+    k_token_weight: float = 2.0
+
+    encoder_llm: str = "smollm2-135m"
+    llms: tuple[str, ...] = ("smollm2-135m",)
+    encoder_layers: int = 3
+    max_tokens: int = 512
+    task_tokens: int = 4
+    lookup_top: int = 16
+    lookup_tau: float = 0.05
+    salience: float = 2.0
+    mlp_hidden: int = 1024
+    calibration: str = "embed_rms"
+
+    data: tuple[str, ...] = ()
+    eval_data: tuple[str, ...] = ()
+    prose: tuple[str, ...] = ()
+    batch: int = 16
+    micro_batch: int = 8
+    branch_tokens: int = 160
+    prose_share: float = 0.5
+    reconstruct_share: float = 0.3
+    format_steps: int = 40
+    steps: int = 1000
+    lr_new: float = 3e-4
+    lr_copied: float = 1e-4
+    lr_projection: float = 5e-5
+    lr_task: float = 3e-3
+    warmup: float = 0.03
+    lr_floor: float = 0.1
+    weight_decay: float = 0.01
+    clip: float = 1.0
+    precision: str = "bf16"
+    seed: int = 0
+    save_every: int = 50
+    eval_every: int = 100
+    eval_questions: int = 160
+    threads: int = 0
+    device: str = "auto"
+
+    def __post_init__(self) -> None:
+        _one_of("encoder_type", self.encoder_type, ENCODER_TYPES)
+        _one_of("adapter_type", self.adapter_type, ADAPTER_TYPES)
+        _one_of("calibration", self.calibration, CALIBRATIONS)
+        _one_of("precision", self.precision, ("bf16", "fp32"))
+        _one_of("device", self.device, ("auto", "cpu", "cuda"))
+        for name in ("latent_len", "d_z", "k", "encoder_layers", "max_tokens", "lookup_top", "batch", "micro_batch"):
+            if getattr(self, name) < 1:
+                raise _bad(name, "at least 1", getattr(self, name))
+        for name in ("prose_share", "reconstruct_share", "warmup", "lr_floor"):
+            if not 0.0 <= getattr(self, name) <= 1.0:
+                raise _bad(name, "a share from 0 to 1", getattr(self, name))
+        if self.batch % self.micro_batch:
+            raise _bad("batch", f"a multiple of micro_batch={self.micro_batch}", self.batch)
+        if not self.llms:
+            raise _bad("llms", "at least one LLM", self.llms)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values, as stored in ``meta.json``."""
+        return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
+
+
+def _one_of(name: str, value: str, allowed: Sequence[str]) -> None:
+    if value not in allowed:
+        raise _bad(name, " or ".join(allowed), value)
+
+
+def _bad(name: str, expected: str, came: object) -> ModelError:
+    return ModelError(3210, f"bad training option {name}", expected=f"expected {expected}, got {came!r}")
+
+
+def from_mapping(values: dict[str, Any], where: str) -> Config:
+    """Build a config from parsed TOML or JSON.
+
+    Raises:
+        ModelError: 3210 for an unknown name or a value of the wrong type.
+    """
+    hints = get_type_hints(Config)
+    known = {f.name for f in fields(Config)}
+    unknown = sorted(set(values) - known)
+    if unknown:
+        raise ModelError(
+            3210,
+            f"unknown training option {unknown[0]}",
+            where=where,
+            expected="expected one of " + ", ".join(sorted(known)),
+        )
+    return Config(**{name: _coerce(name, value, hints[name]) for name, value in values.items()})
+
+
+def _coerce(name: str, value: Any, hint: Any) -> Any:
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if hint in (int, float, str):
+        if not isinstance(value, hint) or isinstance(value, bool):
+            raise _bad(name, hint.__name__, value)
+        return value
+    if not isinstance(value, (list, tuple)) or not all(isinstance(item, str) for item in value):
+        raise _bad(name, "a list of strings", value)
+    return tuple(value)
+
+
+def load(path: Path, overrides: Sequence[str] = ()) -> Config:
+    """Read a TOML file and apply ``key=value`` overrides (TOML values; bare words are strings).
+
+    Raises:
+        ModelError: 3210 for anything that is not a valid option; 3204 if the file is missing.
+    """
+    if not path.is_file():
+        raise ModelError(3204, "no such config file", where=str(path))
+    try:
+        values = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as e:
+        raise ModelError(3210, "config is not TOML", where=str(path), expected=str(e)) from e
+    for item in overrides:
+        key, _, text = item.partition("=")
+        values[key.strip()] = _parse(text)
+    return from_mapping(values, str(path))
+
+
+def _parse(text: str) -> Any:
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text
+
+
+__all__ = ["ADAPTER_TYPES", "CALIBRATIONS", "ENCODER_TYPES", "Config", "from_mapping", "load", "replace"]

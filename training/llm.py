@@ -1,0 +1,146 @@
+"""LMWrapper: a frozen Hugging Face causal LM that reads rows through ``inputs_embeds``."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from tokenizers import Tokenizer
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
+
+from ..core.errors import ModelError
+from ..models.store import resolve
+
+SUPPORTED = ("llama", "qwen2", "gemma3_text")
+"""Model types that were tested; the wrapper itself needs nothing of them."""
+
+
+@dataclass(frozen=True)
+class Special:
+    """Token policy of one LLM: ``bos`` goes first (may be empty), any of ``eos`` ends an answer, ``pad`` fills."""
+
+    bos: tuple[int, ...]
+    eos: tuple[int, ...]
+    pad: int
+
+
+class LMWrapper(nn.Module):
+    """One frozen causal LM.
+
+    Args:
+        name: known name, folder or ``hf:org/name`` (see ``latentwire models``).
+        dtype: dtype of the frozen weights and activations.
+        device: where it runs.
+
+    Raises:
+        ModelError: 3201-3204 from the store, 3203 for an architecture that is not supported.
+    """
+
+    def __init__(self, name: str, dtype: torch.dtype, device: torch.device) -> None:
+        super().__init__()
+        folder = resolve(name)
+        self.name = folder.name
+        self.fingerprint = folder.fingerprint
+        self.tokenizer: Tokenizer = Tokenizer.from_file(str(folder.tokenizer_path))
+        config = read_config(folder.path)
+        model = AutoModelForCausalLM.from_pretrained(
+            folder.path, config=config, dtype=dtype, attn_implementation="sdpa"
+        )
+        nn.Module.to(model, device)
+        self.model = model.requires_grad_(False)
+        self.model.train(False)
+        self.special = special_tokens(config)
+        self.width = int(config.hidden_size)
+
+    @property
+    def embedding(self) -> Tensor:
+        """f32 [V,H], the *output* of the embedding module for every token (Gemma multiplies by sqrt(H) inside it)."""
+        module = self.model.get_input_embeddings()
+        everything = torch.arange(module.weight.shape[0], device=module.weight.device)
+        out: Tensor = module(everything).float()
+        return out
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids without special tokens."""
+        ids: list[int] = self.tokenizer.encode(text, add_special_tokens=False).ids
+        return ids
+
+    def splice(self, ids: Tensor, row_index: Tensor, rows: Tensor) -> Tensor:
+        """Token embeddings where ``row_index`` is -1, adapter rows elsewhere.
+
+        Args:
+            ids: int64 [B,T].
+            row_index: int64 [B,T].
+            rows: f32 [B,R,H].
+
+        Returns:
+            f[B,T,H] in the LLM's dtype.
+        """
+        embedded: Tensor = self.model.get_input_embeddings()(ids)
+        picked = rows.gather(1, row_index.clamp(min=0)[..., None].expand(-1, -1, rows.shape[-1]))
+        return torch.where((row_index >= 0)[..., None], picked.to(embedded.dtype), embedded)
+
+    def hidden(self, inputs_embeds: Tensor, mask: Tensor, positions: Tensor) -> Tensor:
+        """Last hidden states [B,T,H]; ``mask`` bool [B,1,T,T], true where a position may be read."""
+        # Gemma keeps one mask per layer type; every context here is shorter than its window, so they agree.
+        types = getattr(self.model.config, "layer_types", None)
+        masks = dict.fromkeys(types, mask) if types and "sliding_attention" in types else mask
+        out: Tensor = self.model.model(
+            inputs_embeds=inputs_embeds, attention_mask=masks, position_ids=positions, use_cache=False
+        ).last_hidden_state
+        return out
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """f32 [N,V] for gathered states [N,H]: never the whole batch, whose logits may not fit in memory."""
+        out: Tensor = self.model.lm_head(hidden).float()
+        return out
+
+    @torch.no_grad()
+    def generate(self, embeds: list[Tensor], max_new_tokens: int) -> list[list[int]]:
+        """Greedy continuations of prompts given as rows [T_b,H]; EOS and what follows it are left out.
+
+        Prompts are padded on the left, and ``generate`` returns new tokens only when it is given embeddings.
+        """
+        size = max(e.shape[0] for e in embeds)
+        batch = torch.stack([nn.functional.pad(e, (0, 0, size - e.shape[0], 0)) for e in embeds])
+        mask = torch.stack([torch.arange(size, device=e.device) >= size - e.shape[0] for e in embeds]).long()
+        out = self.model.generate(
+            inputs_embeds=batch,
+            attention_mask=mask,
+            max_new_tokens=max_new_tokens,
+            do_sample=False,
+            eos_token_id=list(self.special.eos),
+            pad_token_id=self.special.pad,
+        )
+        return [_until(row, self.special.eos) for row in out.tolist()]
+
+
+def _until(ids: list[int], eos: tuple[int, ...]) -> list[int]:
+    return next((ids[:i] for i, token in enumerate(ids) if token in eos), ids)
+
+
+def read_config(folder: Path) -> PreTrainedConfig:
+    """The text config of a model folder.
+
+    Raises:
+        ModelError: 3203 for an architecture that was never tested.
+    """
+    config: PreTrainedConfig = AutoConfig.from_pretrained(folder)
+    if config.model_type not in SUPPORTED:
+        raise ModelError(
+            3203,
+            f"unsupported architecture {config.model_type}",
+            where=str(folder),
+            expected="expected one of " + ", ".join(SUPPORTED),
+        )
+    return config
+
+
+def special_tokens(config: PreTrainedConfig) -> Special:
+    """BOS, EOS and PAD policy from a config."""
+    eos = config.eos_token_id if isinstance(config.eos_token_id, list) else [config.eos_token_id]
+    bos = () if config.bos_token_id is None else (int(config.bos_token_id),)
+    pad = eos[0] if config.pad_token_id is None else config.pad_token_id
+    return Special(bos, tuple(int(i) for i in eos), int(pad))

@@ -1,0 +1,135 @@
+"""The composition: text ids -> encoder -> Z -> adapter -> rows -> frozen LLM -> loss."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from transformers import LlamaConfig
+
+from ..core.errors import ModelError
+from ..models.store import resolve
+from .adapter import Adapter, LearnedAdapter
+from .batch import TASKS, Batch
+from .config import Config
+from .encoder import EncoderFromEmbedLayer
+from .llm import LMWrapper, read_config
+from .loss import AnswerWeights, cross_entropy, distillation
+from .tree import IGNORE, Tree
+
+
+@dataclass(frozen=True)
+class Scored:
+    """Scored positions of one tree: logits f32 [N,V], labels int64 [N], rank int64 [N], row int64 [N]."""
+
+    logits: Tensor
+    labels: Tensor
+    rank: Tensor
+    row: Tensor
+
+
+def build_encoder(config: Config) -> EncoderFromEmbedLayer:
+    """An encoder with the shapes of the config's encoder LLM, weights not yet set.
+
+    Raises:
+        ModelError: 3203 the LLM is not of the Llama family.
+    """
+    llm = read_config(resolve(config.encoder_llm).path)
+    if not isinstance(llm, LlamaConfig):
+        raise ModelError(
+            3203,
+            "cannot start an encoder from this architecture",
+            where=config.encoder_llm,
+            expected=f"expected llama, got {llm.model_type}",
+        )
+    llm.num_hidden_layers = config.encoder_layers
+    return EncoderFromEmbedLayer(llm, config.d_z, config.salience)
+
+
+def build_adapter(config: Config, vocab: int, width: int) -> Adapter | LearnedAdapter:
+    """An adapter for an LLM of this vocabulary and hidden size."""
+    rows = config.task_tokens * len(TASKS)
+    if config.adapter_type == "linear":
+        return Adapter(config.d_z, width, rows)
+    return LearnedAdapter(
+        config.d_z,
+        vocab,
+        width,
+        task_tokens=rows,
+        top=config.lookup_top,
+        tau=config.lookup_tau,
+        hidden=config.mlp_hidden,
+    )
+
+
+class LatentModel(nn.Module):
+    """One encoder, and an adapter for each frozen LLM.
+
+    The LLMs are held outside ``state_dict``: they are frozen, large, and belong to somebody else.
+    """
+
+    def __init__(
+        self, config: Config, encoder: nn.Module, adapters: dict[str, nn.Module], llms: list[LMWrapper]
+    ) -> None:
+        super().__init__()
+        self.config = config
+        self.encoder = encoder
+        self.adapters = nn.ModuleDict(adapters)
+        self._llms = llms
+        self.weights = AnswerWeights(config.k, config.k_token_weight, config.first_token_ce)
+
+    @property
+    def llms(self) -> list[LMWrapper]:
+        """The frozen LLMs, in the config's order."""
+        return self._llms
+
+    def adapter(self, llm: LMWrapper) -> nn.Module:
+        """The adapter of one LLM (module names must not hold dots)."""
+        return self.adapters[key(llm.name)]
+
+    def encode(self, input_ids: Tensor, lengths: Tensor, latents: int | None = None) -> Tensor:
+        """int64 [B,S], int64 [B] -> latents f32 [B,M,d_z]."""
+        slots = torch.arange(latents or self.config.latent_len, device=input_ids.device)
+        out: Tensor = self.encoder(input_ids, lengths, slots)
+        return out
+
+    def forward(self, batch: Batch, teachers: tuple[Tree, ...] = ()) -> tuple[Tensor, dict[str, float]]:
+        """Mean loss over the LLMs, and named scalars in nats per token."""
+        z = self.encode(batch.input_ids, batch.lengths)
+        total, logged = torch.zeros((), device=z.device), {}
+        for number, (llm, tree) in enumerate(zip(self.llms, batch.trees, strict=True)):
+            scored = self.score(llm, tree, self.adapter(llm)(z))
+            loss = cross_entropy(scored.logits, scored.labels, self.weights(scored.rank))
+            logged[f"{llm.name}/ce"] = loss.item()
+            if teachers:
+                with torch.no_grad():
+                    teacher = self.score(llm, teachers[number], self.task_rows(llm, len(batch.lengths)))
+                kd = distillation(scored.logits, teacher.logits, self.config.kd_tau)
+                logged[f"{llm.name}/kd"] = kd.item()
+                loss = loss + self.config.kd_weight * kd
+            total = total + loss / len(self.llms)
+        return total, logged
+
+    def format_loss(self, tree: Tree, llm: LMWrapper) -> Tensor:
+        """Loss of the full-text prompt, which trains the task rows and nothing else."""
+        scored = self.score(llm, tree, self.task_rows(llm, tree.ids.shape[0]))
+        return cross_entropy(scored.logits, scored.labels, self.weights(scored.rank))
+
+    def task_rows(self, llm: LMWrapper, batch: int) -> Tensor:
+        """The adapter's task rows alone, f32 [B,K,H]: what stands in a prompt without latents."""
+        rows: Tensor = self.adapter(llm).task(batch)  # type: ignore[operator]
+        return rows
+
+    def score(self, llm: LMWrapper, tree: Tree, rows: Tensor) -> Scored:
+        """Run the frozen LLM over a tree and keep the scored positions only."""
+        embeds = llm.splice(tree.ids, tree.row_index, rows)
+        hidden = llm.hidden(embeds, tree.mask(), tree.positions)
+        scored = tree.labels != IGNORE
+        row = torch.arange(tree.ids.shape[0], device=tree.ids.device)[:, None].expand_as(tree.ids)[scored]
+        return Scored(llm.logits(hidden[scored]), tree.labels[scored], tree.rank[scored], row)
+
+
+def key(llm: str) -> str:
+    """LLM name as a module name."""
+    return llm.replace(".", "_").replace("/", "_")

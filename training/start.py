@@ -1,0 +1,75 @@
+"""The closed-form start: what is known before the first step.
+
+A random encoder and a random adapter leave a frozen LLM reading noise, and it learns the answer format long before
+it learns to read. Here the first latents already name each span's most telling token, and the lookup adapter
+already reads them; the paths that must be learned start at zero beside that.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from .adapter import Adapter, LearnedAdapter
+from .encoder import EncoderFromEmbedLayer
+from .llm import LMWrapper
+
+TASK_WORDS = {"answer": "\nShort answer from the text above.", "reconstruct": "\nRepeat the text above word for word."}
+"""Words whose embeddings the task rows start from."""
+
+
+def principal(table: Tensor, rank: int) -> tuple[Tensor, Tensor]:
+    """Mean [H] and the ``rank`` leading principal directions [rank,H] of a table [V,H], in float64."""
+    x = table.double()
+    mean = x.mean(0)
+    values, vectors = torch.linalg.eigh((x - mean).T @ (x - mean))
+    return mean.float(), vectors[:, values.argsort(descending=True)[:rank]].T.float().contiguous()
+
+
+def inverse_document_frequency(documents: Iterable[Sequence[int]], vocab: int) -> Tensor:
+    """f32 [V], ``log((1 + N) / (1 + df))``: 0 for a token that every document holds."""
+    df = torch.zeros(vocab)
+    count = 0
+    for ids in documents:
+        df[torch.tensor(sorted(set(ids)), dtype=torch.int64)] += 1
+        count += 1
+    return torch.log((1 + count) / (1 + df))
+
+
+@torch.no_grad()
+def start_encoder(encoder: EncoderFromEmbedLayer, llm: LMWrapper, idf: Tensor) -> None:
+    """Copy the LLM's first layers and set the projection to its principal directions."""
+    table = llm.embedding.cpu()
+    set_embedding(encoder, table)
+    mean, directions = principal(table, encoder.projection.out_features)
+    encoder.get_buffer("mean").copy_(mean)
+    encoder.get_buffer("idf").copy_(idf)
+    encoder.projection.weight.copy_(directions)
+    source = llm.model.model.layers
+    for own, theirs in zip(encoder.layers, source, strict=False):
+        own.load_state_dict({k: v.float() for k, v in theirs.state_dict().items()})
+
+
+def set_embedding(encoder: nn.Module, table: Tensor) -> None:
+    """Give an encoder its frozen token table (fp16, not part of its checkpoint)."""
+    encoder.get_buffer("embedding").copy_(table.half())
+
+
+@torch.no_grad()
+def start_adapter(adapter: Adapter | LearnedAdapter, llm: LMWrapper, directions: Tensor, mean: Tensor) -> None:
+    """Keys = the encoder's own projection of this LLM's vocabulary; task rows = embeddings of plain words."""
+    table = llm.embedding.cpu()
+    rms = table.square().mean().sqrt()
+    if isinstance(adapter, LearnedAdapter):
+        adapter.llm_embedding.copy_(table)
+        adapter.mean.copy_(mean)
+        adapter.key.weight.copy_(directions)
+    else:
+        adapter.scale.fill_(float(rms))
+    count = adapter.task.weight.shape[0] // len(TASK_WORDS)
+    for number, words in enumerate(TASK_WORDS.values()):
+        ids = llm.encode(words)
+        chosen = torch.tensor([ids[i % len(ids)] for i in range(count)])
+        adapter.task.weight[number * count : (number + 1) * count] = table[chosen]
