@@ -114,6 +114,11 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[object]], title:
     sys.stdout.flush()
 
 
+def print_text(text: str = "") -> None:
+    """A line of the result, on stdout."""
+    print(text, flush=True)
+
+
 def print_json(obj: Any) -> None:
     """One JSON value on one line of stdout, for programs (``--json``)."""
     print(json.dumps(obj, sort_keys=True, ensure_ascii=False, allow_nan=False), flush=True)

@@ -35,6 +35,8 @@ def inspect(path: Path) -> dict[str, Any]:
     """
     from .jobs.source import PARQUET_MAGIC, is_job_folder, magic
 
+    if str(path) == "reference" and not path.exists():
+        path = Path(__file__).resolve().parent.parent / "reference"
     if path.is_dir():
         if is_job_folder(path):
             return _job(path)

@@ -1,0 +1,186 @@
+"""``latentwire demo``: the whole path on real documents, as its user would type it.
+
+    models add -> export -> compress (one process) -> FILE -> generate (another process, bytes only) -> tables
+
+Every step but the last is the command line in a process of its own; the last opens the bundle here, to answer
+from the full texts and to time both paths on one engine.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+from contextlib import ExitStack
+from dataclasses import asdict
+from importlib import resources
+from pathlib import Path
+from typing import Any, Final
+
+from ..core.console import message, print_json, track
+from ..core.errors import EXIT_OK, BundleError, EnvironmentFault
+from ..core.files import atomic_write_bytes
+from ..engines.bundle import read_bundle
+from ..models.store import home
+from .answer import Answer
+from .demo_tables import Line, show, show_quality
+from .options import CompressOptions, GenerateOptions
+from .pipeline import Pipeline
+from .rates import Rate, alternate
+
+REPEATS: Final = 2
+"""How often each question is asked in a timed round."""
+
+
+def run(llm: str, keep: Path | None, rounds: int, as_json: bool) -> int:
+    """Do it all and print it.
+
+    Raises:
+        EnvironmentFault: 5008 the folder to keep files in is not empty.
+        SystemExit: with the status of a step that failed; the step has said why.
+    """
+    bundle = ready_bundle(llm)
+    with ExitStack() as stack:
+        work = _folder(keep) if keep else Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="latentwire-")))
+        documents, questions = _read("documents.jsonl"), _read("questions.jsonl")
+        answers, wire = send(bundle, work)
+        with Pipeline.open(bundle, verify="size") as pipe:
+            lines = compare(pipe, documents, questions, answers, wire)
+            rates = time_paths(pipe, documents, questions, rounds)
+            facts = _facts(pipe, rounds)
+            quality = dict(pipe.bundle.manifest.quality)
+    if as_json:
+        rates_json = {name: asdict(rate) for name, rate in rates.items()}
+        print_json({"rows": [asdict(x) for x in lines], "samples_per_minute": rates_json, "quality": quality, **facts})
+    else:
+        show(lines, rates, facts)
+        show_quality(quality, llm)
+    return EXIT_OK
+
+
+def ready_bundle(llm: str) -> Path:
+    """The shipped checkpoint, exported for ``llm``; made once, verified every time."""
+    fingerprint = json.loads(resources.files("latentwire.reference").joinpath("meta.json").read_bytes())["encoder"]
+    path = home() / "bundles" / f"reference-{llm.replace('/', '-').replace(':', '-')}-{fingerprint['fingerprint'][:12]}"
+    try:
+        read_bundle(path)
+    except BundleError as e:
+        if path.exists():
+            message(f"{e}: exporting again")
+        call("models", "add", llm)
+        call("export", "reference", "--llm", llm, "--out", str(path), *(["--overwrite"] if path.exists() else []))
+    return path
+
+
+def send(bundle: Path, work: Path) -> tuple[dict[str, dict[str, Any]], dict[str, int]]:
+    """Compress in one process, answer in another. Returns answers and wire bytes by document."""
+    for name in ("documents.jsonl", "questions.jsonl"):
+        atomic_write_bytes(
+            work / name, resources.files("latentwire.runtime.demo_documents").joinpath(name).read_bytes()
+        )
+    frames, at = work / "frames", str(bundle)
+    call("compress", str(work / "documents.jsonl"), "--out", str(frames), "--bundle", at, "--on-too-long", "chunk")
+    (work / "documents.jsonl").unlink()  # from here on there are only bytes
+    said = call("generate", str(frames), "--questions", str(work / "questions.jsonl"), "--bundle", at, "--json")
+    rows = json.loads(call("inspect", str(frames), "--json"))["shown"]
+    answers = {a["custom_id"]: a for a in map(json.loads, said.splitlines())}
+    return answers, {r["custom_id"]: r["wire_bytes"] for r in rows}
+
+
+def compare(
+    pipe: Pipeline,
+    documents: list[dict[str, Any]],
+    questions: list[dict[str, Any]],
+    answers: dict[str, dict[str, Any]],
+    wire: dict[str, int],
+) -> list[Line]:
+    """Answers from the frames beside answers from the full texts."""
+    texts = {d["custom_id"]: d for d in documents}
+    asked = [(texts[q["custom_id"]], q) for q in questions]
+    found = pipe.answers([d["text"] for d, _ in asked], [q["question"] for _, q in asked])
+    lines = []
+    for (document, question), full in zip(asked, found, strict=True):
+        if not isinstance(full, Answer):
+            raise full
+        name = document["custom_id"]
+        sent = answers[name]
+        lines.append(
+            Line(
+                document["title"],
+                len(document["text"].encode()),
+                wire[name],
+                full.context_positions,
+                sent["context_positions"],
+                question["question"],
+                question["answer"],
+                sent["answer"],
+                full.text,
+            )
+        )
+    return lines
+
+
+def time_paths(
+    pipe: Pipeline, documents: list[dict[str, Any]], questions: list[dict[str, Any]], rounds: int
+) -> dict[str, Rate]:
+    """Samples a minute of answering from frames, answering from full texts, and compressing."""
+    by_id = {d["custom_id"]: d["text"] for d in documents}
+    texts = [by_id[q["custom_id"]] for q in questions] * REPEATS
+    prompts = [q["question"] for q in questions] * REPEATS
+    options = CompressOptions(on_too_long="chunk")
+    frames = pipe.compress(texts, options)
+    paths = {
+        "from latents": lambda: pipe.generate(frames, prompts),
+        "from full text": lambda: pipe.generate_text(texts, prompts),
+        "compress": lambda: pipe.compress(texts, options),
+    }
+    with track("time both paths", len(paths) * (rounds + 1), "runs") as bar:
+        return alternate(paths, len(texts), rounds, bar.advance)
+
+
+def call(*words: str) -> str:
+    """Run one command line in a process of its own; its progress is shown, its result returned."""
+    message("$ latentwire " + " ".join(words))
+    done = subprocess.run([sys.executable, "-m", "latentwire.cli", *words], stdout=subprocess.PIPE, check=False)
+    if done.returncode:
+        message(f"this step ended with status {done.returncode}")
+        raise SystemExit(done.returncode)
+    return done.stdout.decode()
+
+
+def _facts(pipe: Pipeline, rounds: int) -> dict[str, Any]:
+    llm = pipe.bundle.manifest.llm
+    return {
+        "engine": pipe.engine.name,
+        "llm": llm.name,
+        "batch_size": GenerateOptions().batch_size,
+        "max_new_tokens": GenerateOptions().max_new_tokens,
+        "rounds": rounds,
+        "cpu": _cpu(),
+        "python": platform.python_version(),
+    }
+
+
+def _cpu() -> str:
+    name = platform.processor() or platform.machine()
+    try:
+        with Path("/proc/cpuinfo").open(encoding="utf-8") as file:
+            name = next((x.split(":", 1)[1].strip() for x in file if x.startswith("model name")), name)
+    except OSError:
+        pass
+    return f"{name}, {os.process_cpu_count() if hasattr(os, 'process_cpu_count') else os.cpu_count()} CPUs"
+
+
+def _folder(path: Path) -> Path:
+    if path.exists() and any(path.iterdir()):
+        raise EnvironmentFault(5008, "folder is not empty", where=str(path), fix="choose another folder for --keep")
+    path.mkdir(parents=True, exist_ok=True)
+    return path
+
+
+def _read(name: str) -> list[dict[str, Any]]:
+    data = resources.files("latentwire.runtime.demo_documents").joinpath(name).read_bytes()
+    return [json.loads(line) for line in data.decode().splitlines()]
