@@ -159,6 +159,10 @@ def parse(data: bytes, where: str) -> Manifest:
             expected=f"this version reads up to {VERSION}, the bundle is {version}",
             fix="update latentwire or export again",
         )
+    if version != VERSION or isinstance(version, bool):
+        raise BundleError(
+            4001, "manifest has no version", where=where, expected=f"expected {VERSION}, got {version!r:.40}"
+        )
     try:
         return _build(body)
     except (KeyError, TypeError, ValueError) as e:

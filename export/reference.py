@@ -27,12 +27,12 @@ def available() -> bool:
     return all(importlib.util.find_spec(name) is not None for name in ("torch", "transformers"))
 
 
-def sentence_prompts(tokenizer: Path, bos: Sequence[int], count: int = PROMPTS) -> list[list[int]]:
-    """The first ``count`` built-in sentences as prompts of one LLM."""
+def sentence_prompts(tokenizer: Path, bos: Sequence[int], count: int | None = None) -> list[list[int]]:
+    """The first ``count`` (default PROMPTS) built-in sentences as prompts of one LLM."""
     from tokenizers import Tokenizer
 
     loaded = Tokenizer.from_file(str(tokenizer))
-    return [[*bos, *loaded.encode(text, add_special_tokens=False).ids] for text in SENTENCES[:count]]
+    return [[*bos, *loaded.encode(text, add_special_tokens=False).ids] for text in SENTENCES[: count or PROMPTS]]
 
 
 def even_groups(prompts: Sequence[Sequence[int]], size: int = BATCH) -> list[list[int]]:
@@ -56,7 +56,9 @@ def measure(
     """
     import torch
     from transformers import AutoModelForCausalLM
+    from transformers.utils import logging
 
+    logging.disable_progress_bar()
     even = even_groups(prompts)
     # Eager attention is the formula itself; the fused kernels are somebody's optimisation of it.
     model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager")

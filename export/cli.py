@@ -1,0 +1,88 @@
+"""``latentwire export``: options and output only; ``export.export`` does the work."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+app = typer.Typer(help="Checkpoint to bundle.", no_args_is_help=True)
+
+Yardstick = Literal["auto", "transformers", "recorded"]
+
+
+@app.command("export")
+def export_command(
+    checkpoint: Annotated[str, typer.Argument(help="Folder of a checkpoint, or `reference`: the one that ships.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="New folder for the bundle.")],
+    llm: Annotated[str, typer.Option(help="A name from `models list`, a folder, or hf:org/name.")] = "smollm2-135m",
+    reference: Annotated[
+        Yardstick,
+        typer.Option(help="Check against transformers, or against a recorded run of it. auto: what is there."),
+    ] = "auto",
+    threads: Annotated[int | None, typer.Option(min=1, help="Computing threads. Default: all.")] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace OUT.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="JSON on stdout, for programs.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress and no remarks.")] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
+) -> None:
+    """Turn a trained checkpoint and a frozen LLM into a bundle that engines run.
+
+    Writes graphs, weights, tokenizers and a manifest with the hash of
+    every file, then compares the exported LLM with its original: weights,
+    hidden states, logits, greedy tokens. A bundle that differs is not kept.
+
+    Example:
+
+      latentwire export reference --llm smollm2-135m --out bundle/
+    """
+    from ..core.console import configure, run_cli
+
+    def body() -> int:
+        from .export import Request, export_bundle
+        from .show import show
+
+        show(export_bundle(Request(checkpoint, llm, out, overwrite, reference, threads)), as_json)
+        return 0
+
+    configure(quiet=quiet or None, debug=debug or None)
+    run_cli(body)
+
+
+@app.command("publish")
+def publish_command(
+    checkpoint: Annotated[Path, typer.Argument(help="Checkpoint folder of a training run, such as runs/a/best.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="New folder for the published checkpoint.")],
+    about: Annotated[
+        Path | None, typer.Option(help="TOML: licence, data, command, hardware; kept in meta.json.")
+    ] = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace OUT; its card and recorded answers stay.")
+    ] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress and no remarks.")] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
+) -> None:
+    """Make a trained checkpoint small and free of torch.
+
+    Rounds the weights to fp16, traces encoder and adapters to ONNX beside
+    them, and compares graphs with modules. Whoever exports or runs the
+    result needs no torch. Measure it afterwards: latentwire eval --record.
+
+    Example:
+
+      latentwire publish runs/a/best --out checkpoints/a --about about.toml
+    """
+    from ..core.console import configure, run_cli
+    from ..core.extras import needs
+
+    def body() -> int:
+        import tomllib
+
+        with needs("train"):
+            from .publish import publish
+        publish(checkpoint, out, tomllib.loads(about.read_text()) if about else {}, overwrite)
+        return 0
+
+    configure(quiet=quiet or None, debug=debug or None)
+    run_cli(body)

@@ -1,0 +1,104 @@
+"""The ONNX Runtime engine's own rules; what it computes is compared in tests/export."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from latentwire.core.errors import BundleError, LatentError
+from latentwire.engines.bundle import AdapterInfo, Bundle, EncoderInfo, LlmInfo, Manifest, describe_files
+from latentwire.engines.ort import OrtCpuEngine, open_session
+from latentwire.engines.specs import bundle_specs
+
+LLM = LlmInfo("none", "00" * 32, "llama", 4, 10, 1, 1, 2, 64, (1,), (2,), 2, "float32")
+
+
+def model(nodes: list[object], inputs: list[object], outputs: list[object], weights: list[object] = []) -> bytes:  # noqa: B006
+    graph = helper.make_graph(nodes, "g", inputs, outputs, weights)
+    made = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 24)], ir_version=11)
+    data: bytes = made.SerializeToString()
+    return data
+
+
+def value(name: str, dims: list[object], kind: int = TensorProto.FLOAT) -> object:
+    return helper.make_tensor_value_info(name, kind, dims)
+
+
+@pytest.fixture
+def engine(tmp_path: Path) -> OrtCpuEngine:
+    """Only an adapter: rows = latents x weights, [B,M,3] -> [B,M,4]."""
+    weights = numpy_helper.from_array(np.arange(12, dtype=np.float32).reshape(3, 4), "w")
+    nodes = [helper.make_node("MatMul", ["latents", "w"], ["rows"])]
+    data = model(nodes, [value("latents", ["B", "M", 3])], [value("rows", ["B", "R", 4])], [weights])
+    (tmp_path / "adapter.onnx").write_bytes(data)
+    manifest = Manifest(
+        describe_files(tmp_path),
+        EncoderInfo("none", "00" * 32, 3, 2, 16),
+        LLM,
+        AdapterInfo("none", 0, "00" * 32),
+        bundle_specs(LLM, 3, "float32"),
+        "fp32",
+        {},
+        {},
+    )
+    return OrtCpuEngine(Bundle(tmp_path, manifest), threads=1, parts=["adapter"])
+
+
+def test_runs_a_graph(engine: OrtCpuEngine) -> None:
+    z = np.ones((2, 5, 3), np.float32)
+    np.testing.assert_array_equal(engine.adapt(z)[1, 4], [12, 15, 18, 21])
+
+
+def test_graphs_are_opened_when_used(engine: OrtCpuEngine) -> None:
+    assert engine._sessions == {}
+    engine.adapt(np.ones((1, 1, 3), np.float32))
+    assert list(engine._sessions) == ["adapter"]
+    engine.close()
+    assert engine._sessions == {}
+
+
+def test_part_the_caller_did_not_ask_for(engine: OrtCpuEngine) -> None:
+    with pytest.raises(BundleError) as caught:
+        engine.encode(np.ones((1, 2), np.int64), np.array([2]), 2)
+    assert (caught.value.code, caught.value.where) == (4008, "encoder")
+
+
+def test_wrong_shape(engine: OrtCpuEngine) -> None:
+    with pytest.raises(LatentError) as caught:
+        engine.adapt(np.ones((1, 1, 4), np.float32))
+    assert caught.value.code == 3002
+    assert "expected latents float32 [B, M, 3]" in caught.value.expected
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_no_number(engine: OrtCpuEngine, bad: float) -> None:
+    z = np.ones((3, 2, 3), np.float32)
+    z[2, 1, 0] = bad
+    with pytest.raises(LatentError) as caught:
+        engine.adapt(z)
+    assert (caught.value.code, caught.value.where) == (3001, "adapter rows of engine ort-cpu, batch row 2")
+
+
+def test_graph_that_does_not_load(tmp_path: Path, engine: OrtCpuEngine) -> None:
+    (tmp_path / "adapter.onnx").write_bytes(b"not a graph")
+    with pytest.raises(BundleError) as caught:
+        engine.adapt(np.ones((1, 1, 3), np.float32))
+    assert (caught.value.code, caught.value.where) == (4001, str(tmp_path / "adapter.onnx"))
+
+
+def test_operator_nobody_has() -> None:
+    data = model([helper.make_node("Teleport", ["x"], ["y"])], [value("x", [1])], [value("y", [1])])
+    with pytest.raises(BundleError) as caught:
+        open_session(data, 1)
+    assert caught.value.code == 4001
+    assert "Teleport" in caught.value.expected
+
+
+def test_buffers_of_another_engine(engine: OrtCpuEngine) -> None:
+    from latentwire.engines.buffers import alloc_buffers
+
+    with pytest.raises(TypeError, match="another engine"):
+        engine.prefill(alloc_buffers(LLM, 1, 4), np.ones((1, 2, 4), np.float32), np.array([2]))

@@ -1,0 +1,85 @@
+"""The embedded model itself: 229 real sentences, greedy tokens equal to transformers in float32.
+
+Sentences in prompts.jsonl: The World Factbook, 18F blog, digital.gov (US government, public domain or CC0) and
+Python enhancement proposals in the public domain; the source of each stands beside it.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tokenizers import Tokenizer
+
+from latentwire.engines.bundle import Bundle
+from latentwire.engines.ort import OrtCpuEngine
+from latentwire.export.parity import BATCH, check_greedy, check_states, check_weights, greedy
+from latentwire.export.recorded import Recorded
+from latentwire.models.folder import ModelFolder
+from latentwire.models.store import resolve
+
+NEW = 8
+
+
+@pytest.fixture(scope="module")
+def llm(smollm2: Path) -> ModelFolder:
+    return resolve("smollm2-135m")
+
+
+@pytest.fixture(scope="module")
+def bundle(llm: ModelFolder, make_decoder: object, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    assert callable(make_decoder)
+    made: Bundle = make_decoder(tmp_path_factory.mktemp("smollm2"), llm)
+    return made
+
+
+@pytest.fixture(scope="module")
+def prompts(llm: ModelFolder) -> list[list[int]]:
+    """One prompt a sentence, BOS first."""
+    lines = (Path(__file__).parent / "prompts.jsonl").read_text(encoding="utf-8").splitlines()
+    tokenizer = Tokenizer.from_file(str(llm.tokenizer_path))
+    return [[1, *tokenizer.encode(json.loads(line)["text"], add_special_tokens=False).ids] for line in lines]
+
+
+@pytest.fixture(scope="module")
+def recorded(llm: ModelFolder, prompts: list[list[int]]) -> Recorded:
+    """What transformers answers: eager attention, batches of one length, no padding."""
+    from latentwire.export.reference import measure
+
+    return measure(llm.path, llm.fingerprint, prompts, new=NEW)
+
+
+def test_weights_by_value(bundle: Bundle, llm: ModelFolder) -> None:
+    check_weights(bundle, llm)
+
+
+def test_hidden_states_and_logits(bundle: Bundle, recorded: Recorded) -> None:
+    hidden, logits = check_states(bundle, recorded, None)
+    print(f"hidden relative L2 at most {hidden:.3g}, logits max abs {logits:.3g}")
+    assert hidden <= 1e-5
+    assert logits <= 1e-3
+
+
+def test_greedy_tokens_of_200_prompts(bundle: Bundle, recorded: Recorded, capfd: pytest.CaptureFixture[str]) -> None:
+    """Equal in every prompt and token, ragged and padded here, even and unpadded there; cache in place."""
+    found = check_greedy(bundle, recorded, None)
+    assert found["prompts"] >= 200
+    assert found["undecided_prompts"] == 0, "a reference margin under 0.002; equal tokens were wanted for all"
+    assert "in-place" not in capfd.readouterr().err
+
+
+def test_batch_single_cached_uncached(bundle: Bundle, prompts: list[list[int]]) -> None:
+    """A ragged batch, the same prompts alone, and alone without a cache: the same tokens."""
+    engine = OrtCpuEngine(bundle)
+    few = prompts[:BATCH:8]
+    together = greedy(engine, few, 4)
+    alone = np.concatenate([greedy(engine, [p], 4) for p in few])
+    assert together.tolist() == alone.tolist()
+    longer = [list(p) for p in few]
+    for step in range(4):
+        again = greedy(engine, longer, 1)[:, 0]
+        assert again.tolist() == together[:, step].tolist()
+        longer = [[*p, int(t)] for p, t in zip(longer, again, strict=True)]
+    engine.close()
