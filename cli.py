@@ -23,6 +23,7 @@ COMMANDS: dict[str, str] = {
     "generate": "latentwire.runtime.cli",
     "inspect": "latentwire.runtime.cli",
     "export": "latentwire.export.cli",
+    "publish": "latentwire.export.cli",
     "train": "latentwire.training.cli",
     "eval": "latentwire.training.cli",
 }

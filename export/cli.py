@@ -54,12 +54,8 @@ def export_command(
 def publish_command(
     checkpoint: Annotated[Path, typer.Argument(help="Checkpoint folder of a training run, such as runs/a/best.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="New folder for the published checkpoint.")],
-    about: Annotated[
-        Path | None, typer.Option(help="TOML: licence, data, command, hardware; kept in meta.json.")
-    ] = None,
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace OUT; its card and recorded answers stay.")
-    ] = False,
+    about: Annotated[Path | None, typer.Option(help="TOML for meta.json: licence, data, command.")] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace OUT, but keep its card.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress and no remarks.")] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
 ) -> None:

@@ -185,12 +185,15 @@ def _place(
     del model.metadata_props[:]
     del model.graph.metadata_props[:]
     del model.graph.value_info[:]
+    taken = {*names.values(), *tables.values()}
+    renamed |= {o: f"{o}_value" for node in model.graph.node for o in node.output if o in taken}
     for node in model.graph.node:
         # The tracer's notes (source lines and paths of the machine that traced) are not for others.
         del node.metadata_props[:]
         node.doc_string = ""
-        for index, name in enumerate(node.input):
-            node.input[index] = renamed.get(name, name)
+        for side in (node.input, node.output):
+            for index, name in enumerate(side):
+                side[index] = renamed.get(name, name)
 
 
 def _placeholder(tensor: onnx.TensorProto) -> None:

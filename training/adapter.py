@@ -14,6 +14,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 
+def unit(x: Tensor) -> Tensor:
+    """Vectors of length 1 along the last axis; a zero vector stays zero."""
+    return x * torch.rsqrt(x.square().sum(-1, keepdim=True) + 1e-12)
+
+
 class TaskRows(nn.Module):
     """Learned rows that tell the frozen LLM what to do with the latents, in its embedding space: [K,H]."""
 
@@ -58,6 +63,7 @@ class LearnedAdapter(nn.Module):
 
     llm_embedding: Tensor
     mean: Tensor
+    rms: Tensor
 
     def __init__(
         self, d_z: int, vocab: int, width: int, *, task_tokens: int, top: int, tau: float, hidden: int
@@ -65,6 +71,7 @@ class LearnedAdapter(nn.Module):
         super().__init__()
         self.top = top
         self.register_buffer("llm_embedding", torch.zeros(vocab, width), persistent=False)
+        self.register_buffer("rms", torch.ones(()), persistent=False)
         self.register_buffer("mean", torch.zeros(width))
         self.key = nn.Linear(width, d_z, bias=False)
         self.log_tau = nn.Parameter(torch.tensor(tau).log())
@@ -75,11 +82,14 @@ class LearnedAdapter(nn.Module):
         self.task = TaskRows(task_tokens, width)
         nn.init.zeros_(self.down.weight)
 
+    def set_table(self, table: Tensor) -> None:
+        """Give the adapter its LLM's embeddings, f32 [V,H]."""
+        self.llm_embedding.copy_(table)
+        self.rms.copy_(table.square().mean().sqrt())
+
     def forward(self, latents: Tensor) -> Tensor:
-        query = F.normalize(latents, dim=-1)
-        looked_up = self._lookup(query)
-        rms = self.llm_embedding.square().mean().sqrt()
-        rows = (looked_up + rms * self.down(F.gelu(self.up(latents)))) * self.gain + self.bias
+        looked_up = self._lookup(unit(latents))
+        rows = (looked_up + self.rms * self.down(F.gelu(self.up(latents)))) * self.gain + self.bias
         return torch.cat([rows, self.task(rows.shape[0])], dim=1)
 
     def _lookup(self, query: Tensor) -> Tensor:
@@ -87,17 +97,17 @@ class LearnedAdapter(nn.Module):
             # Which entries win is found without gradient; only the winners' keys are then computed with it.
             with torch.no_grad():
                 best = self._scores(query, self.keys()).topk(self.top, dim=-1).indices
-            entries = self.llm_embedding[best]
-            keys = F.normalize(self.key(entries - self.mean), dim=-1)
+            entries = F.embedding(best, self.llm_embedding)
+            keys = unit(self.key(entries - self.mean))
             score = (keys @ query.unsqueeze(-1)).squeeze(-1) / self.log_tau.exp()
             return (score.softmax(-1).unsqueeze(-2) @ entries).squeeze(-2)
         score, best = self._scores(query, self.keys()).topk(self.top, dim=-1)
         weight = (score / self.log_tau.exp()).softmax(-1)
-        return (weight.unsqueeze(-2) @ self.llm_embedding[best]).squeeze(-2)
+        return (weight.unsqueeze(-2) @ F.embedding(best, self.llm_embedding)).squeeze(-2)
 
     def keys(self) -> Tensor:
         """f32 [V,d_z], unit rows: where each token of the LLM lies among the latents."""
-        return F.normalize(self.key(self.llm_embedding - self.mean), dim=-1)
+        return unit(self.key(self.llm_embedding - self.mean))
 
     def _scores(self, query: Tensor, keys: Tensor) -> Tensor:
         return query @ keys.T

@@ -34,7 +34,7 @@ def build_model(config: Config, device: torch.device) -> LatentModel:
         table = llm.embedding.cpu()
         adapter = build_adapter(config, table.shape[0], llm.width)
         if isinstance(adapter, LearnedAdapter):
-            adapter.llm_embedding.copy_(table)
+            adapter.set_table(table)
         adapters[key(llm.name)] = adapter
     set_embedding(encoder, llms[0].embedding.cpu())
     return LatentModel(config, encoder, adapters, llms).to(device)

@@ -52,10 +52,16 @@ def module_tensors(module: nn.Module, dtype: torch.dtype) -> dict[str, Tensor]:
 
 
 def save(folder: Path, model: LatentModel, dtype: torch.dtype = torch.float32, **extra: Any) -> dict[str, Any]:
-    """Write weights and ``meta.json`` atomically; returns the metadata.
+    """Write a checkpoint folder atomically, replacing an older one as a whole; see ``write``."""
+    with atomic_folder(folder, overwrite=True) as temporary:
+        return write(temporary, model, dtype, **extra)
+
+
+def write(folder: Path, model: LatentModel, dtype: torch.dtype, **extra: Any) -> dict[str, Any]:
+    """Write weights and ``meta.json`` into an existing folder; returns the metadata.
 
     Args:
-        folder: must not exist, or is replaced as a whole.
+        folder: where.
         model: what to save.
         dtype: fp32 to train on, fp16 to publish.
         extra: further top-level entries of ``meta.json``; ``state`` (tensors) goes to ``state.safetensors``.
@@ -80,21 +86,23 @@ def save(folder: Path, model: LatentModel, dtype: torch.dtype = torch.float32, *
         "config": config.to_json(),
         **extra,
     }
-    with atomic_folder(folder, overwrite=True) as temporary:
-        save_file(encoder, temporary / encoder_file())
-        for llm in model.llms:
-            tensors = module_tensors(model.adapter(llm), dtype)
-            about = {
-                "kind": config.adapter_type,
-                "task_tokens": config.task_tokens,
-                "llm_fingerprint": llm.fingerprint,
-                "encoder": meta["encoder"]["fingerprint"],
-            }
-            meta["adapters"][llm.name] = {**about, "fingerprint": fingerprint(tensors, about)}
-            save_file(tensors, temporary / adapter_file(llm.name))
-        if state:
-            save_file(state, temporary / "state.safetensors")
-        atomic_write_json(temporary / "meta.json", meta)
+    save_file(encoder, folder / encoder_file())
+    for llm in model.llms:
+        tensors = module_tensors(model.adapter(llm), dtype)
+        about = {
+            "kind": config.adapter_type,
+            "task_tokens": config.task_tokens,
+            "llm_fingerprint": llm.fingerprint,
+            "encoder": meta["encoder"]["fingerprint"],
+        }
+        meta["adapters"][llm.name] = {**about, "fingerprint": fingerprint(tensors, about)}
+        save_file(tensors, folder / adapter_file(llm.name))
+    if state:
+        save_file(state, folder / "state.safetensors")
+    for path in folder.glob("*.safetensors"):
+        # The library makes them private to the writer; a checkpoint is to be read by others.
+        path.chmod(0o644)
+    atomic_write_json(folder / "meta.json", meta)
     return meta
 
 

@@ -60,6 +60,7 @@ def eval_command(
     precision: Annotated[str, typer.Option(help="fp32 (as exported) or bf16.")] = "fp32",
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Also write the figures to this JSON file.")] = None,
+    record: Annotated[bool, typer.Option("--record", help="Also store the figures in meta.json.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="JSON on stdout, for programs.")] = False,
     quiet: Quiet = False,
     debug: Debug = False,
@@ -79,7 +80,7 @@ def eval_command(
     def body() -> int:
         with needs("train"):
             from .report import report
-        report(checkpoint, data, questions, tuple(llm or ()), max_new_tokens, precision, device, out, as_json)
+        report(checkpoint, data, questions, tuple(llm or ()), max_new_tokens, precision, device, out, record, as_json)
         return 0
 
     configure(quiet=quiet or None, debug=debug or None)

@@ -23,6 +23,8 @@ from torch.nn import functional as F
 from transformers import LlamaConfig
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer, LlamaRMSNorm, LlamaRotaryEmbedding
 
+from .adapter import unit
+
 
 def span_weights(lengths: Tensor, slots: Tensor, size: int) -> Tensor:
     """Which token belongs to which latent.
@@ -58,7 +60,8 @@ class SpanAttention(nn.Module):
         q, k, v = (
             self._split(layer(x)) for layer, x in ((self.query, query), (self.key, states), (self.value, states))
         )
-        out = F.scaled_dot_product_attention(q, k, v, attn_mask=inside)
+        mask = inside.expand(-1, -1, query.shape[1], -1)
+        out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
         return out.transpose(1, 2).flatten(2)
 
     def _split(self, x: Tensor) -> Tensor:
@@ -122,13 +125,15 @@ class EncoderFromEmbedLayer(nn.Module):
     def _contextual(self, x: Tensor, inside: Tensor) -> Tensor:
         positions = torch.arange(x.shape[1], device=x.device)[None, :]
         rotary = self.rotary(x, positions)
+        # Spelled out for every query: ONNX Runtime's Attention does not broadcast a mask over queries.
+        mask = inside.expand(-1, -1, x.shape[1], -1)
         for layer in self.layers:
-            x = layer(x, attention_mask=inside, position_ids=positions, position_embeddings=rotary)
+            x = layer(x, attention_mask=mask, position_ids=positions, position_embeddings=rotary)
         out: Tensor = self.norm(x)
         return out
 
     def _lookup_path(self, embedded: Tensor, states: Tensor, spans: Tensor, idf: Tensor) -> Tensor:
-        keys = F.normalize(self.projection(embedded - self.get_buffer("mean")), dim=-1)
+        keys = unit(self.projection(embedded - self.get_buffer("mean")))
         salience = self.sharpness * idf + self.score(states).squeeze(-1)
         weight = torch.where(spans, salience[:, None, :], -1e4).softmax(-1)
         # A unit vector has an RMS of d_z^-1/2; scaled to 1, so that one step of the context path is a small change.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from tokenizers import Tokenizer
@@ -45,12 +46,11 @@ class LMWrapper(nn.Module):
         self.fingerprint = folder.fingerprint
         self.tokenizer: Tokenizer = Tokenizer.from_file(str(folder.tokenizer_path))
         config = read_config(folder.path)
-        model = AutoModelForCausalLM.from_pretrained(
+        # Any: the class is chosen by the config, and the auto class promises nothing about it.
+        self.model: Any = AutoModelForCausalLM.from_pretrained(
             folder.path, config=config, dtype=dtype, attn_implementation="sdpa"
         )
-        nn.Module.to(model, device)
-        self.model = model.requires_grad_(False)
-        self.model.train(False)
+        self.model.to(device).eval().requires_grad_(False)
         self.special = special_tokens(config)
         self.width = int(config.hidden_size)
 

@@ -22,6 +22,7 @@ def report(
     precision: str,
     device: str,
     out: Path | None,
+    record: bool,
     as_json: bool,
 ) -> None:
     """Measure and show.
@@ -50,6 +51,9 @@ def report(
         "latents": model.config.latent_len,
         "llms": quality(model, items, max_new_tokens=max_new_tokens),
     }
+    if record:
+        # Quality stands outside the fingerprint: measuring a checkpoint does not make it another one.
+        atomic_write_json(folder / "meta.json", {**meta, "quality": found})
     if out:
         atomic_write_json(out, found)
     if as_json:

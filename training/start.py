@@ -63,7 +63,7 @@ def start_adapter(adapter: Adapter | LearnedAdapter, llm: LMWrapper, directions:
     table = llm.embedding.cpu()
     rms = table.square().mean().sqrt()
     if isinstance(adapter, LearnedAdapter):
-        adapter.llm_embedding.copy_(table)
+        adapter.set_table(table)
         adapter.mean.copy_(mean)
         adapter.key.weight.copy_(directions)
     else:

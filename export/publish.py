@@ -1,0 +1,126 @@
+"""Training run to a checkpoint that others run: fp16 weights, and graphs traced once beside them.
+
+    RUN/best -> meta.json, encoder.safetensors + .onnx, adapter-LLM.safetensors + .onnx
+
+What the graphs compute is compared with the PyTorch modules before the folder appears. Needs torch.
+"""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+import numpy.typing as npt
+
+from ..core.console import message
+from ..core.errors import BundleError
+from ..core.files import atomic_folder
+from ..engines.ort import open_session
+from ..engines.specs import adapter_spec, encoder_spec
+from ..engines.tensors import GraphSpec
+from .external import write_weights
+from .modules import TABLE, place_module
+from .weights import EMBEDDING
+
+if TYPE_CHECKING:
+    from ..training.model import LatentModel
+
+TOLERANCE: Final = 1e-4
+"""Largest relative difference (Frobenius norm) of graph and module; both read the same fp16 weights in fp32."""
+
+KEPT: Final = ("*.md", "*.py", "*.toml", "golden-*.json")
+"""Files beside the weights that publishing again leaves alone."""
+
+
+def publish(source: Path, out: Path, about: Mapping[str, Any], overwrite: bool = False) -> Path:
+    """Publish a trained checkpoint.
+
+    Args:
+        source: checkpoint folder of a run.
+        out: new folder.
+        about: entry ``about`` of ``meta.json``: licence, data, training command, hardware.
+        overwrite: replace ``out``; its card, package marker and recorded answers stay.
+
+    Raises:
+        ModelError: 3102, 3204-3223 from the checkpoint.
+        BundleError: 4010 a graph computes something else than its module.
+        EnvironmentFault: 5008 ``out`` exists.
+    """
+    import torch
+
+    from ..training.adapter import LearnedAdapter
+    from ..training.building import open_checkpoint
+    from ..training.checkpoint import write
+
+    model, meta = open_checkpoint(source, "cpu")
+    # Rounded in place, so that what is traced and compared is what ships.
+    with torch.no_grad():
+        for tensor in [*model.parameters(), *model.buffers()]:
+            if tensor.is_floating_point() and tensor.dtype == torch.float32:
+                tensor.copy_(tensor.half())
+    for llm in model.llms:
+        adapter = model.adapter(llm)
+        if isinstance(adapter, LearnedAdapter):
+            adapter.set_table(llm.embedding)
+    with atomic_folder(out, overwrite=overwrite) as folder:
+        write(folder, model, torch.float16, step=meta.get("step"), about=dict(about))
+        trace_and_compare(model, folder)
+        for pattern in KEPT:
+            for path in out.glob(pattern):
+                shutil.copyfile(path, folder / path.name)
+    return out
+
+
+def trace_and_compare(model: LatentModel, folder: Path) -> None:
+    """Trace the modules into ``folder`` and run each graph against its module; BundleError 4010."""
+    import torch
+
+    from ..training.checkpoint import adapter_file
+    from .trace import trace_checkpoint
+
+    message("publish: tracing encoder and adapters")
+    trace_checkpoint(model, folder)
+    ids, lengths = torch.randint(5, 1000, (3, 40)), torch.tensor([40, 33, 9])
+    with torch.no_grad():
+        z = model.encode(ids, lengths)
+        table: npt.NDArray[Any] = model.encoder.get_buffer("embedding").numpy()
+        slots = np.arange(z.shape[1])
+        feeds = {"input_ids": ids.numpy(), "lengths": lengths.numpy(), "slots": slots}
+        _compare(folder / "encoder.onnx", {TABLE: table}, feeds, encoder_spec(z.shape[2]), z.numpy())
+        # Without the short text: its empty slots are zero, and a lookup by angle is arbitrary for them.
+        z = z[:2]
+        for llm in model.llms:
+            adapter = model.adapter(llm)
+            rows = adapter(z)[:, : z.shape[1] + model.config.task_tokens].numpy()
+            graph = (folder / adapter_file(llm.name)).with_suffix(".onnx")
+            tables = {EMBEDDING: llm.embedding.numpy()}
+            _compare(graph, tables, {"latents": z.numpy()}, adapter_spec(z.shape[2], llm.width), rows)
+
+
+def _compare(
+    graph: Path,
+    tables: Mapping[str, npt.NDArray[Any]],
+    feeds: Mapping[str, npt.NDArray[Any]],
+    spec: GraphSpec,
+    expected: npt.NDArray[Any],
+) -> None:
+    with tempfile.TemporaryDirectory() as scratch:
+        placed = Path(scratch) / graph.name
+        layouts = {
+            name: write_weights(placed.with_name(f"{name}.safetensors"), {name: t}) for name, t in tables.items()
+        }
+        place_module(graph, graph.with_suffix(".safetensors"), placed, layouts, spec)
+        (found,) = open_session(placed, 0).run(None, dict(feeds))
+    error = float(np.linalg.norm(found - expected) / np.linalg.norm(expected))
+    message(f"publish: {graph.name} differs from its module by {error:.1e}")
+    if not error <= TOLERANCE:
+        raise BundleError(
+            4010,
+            "graph differs from its module",
+            where=str(graph.name),
+            expected=f"expected a relative difference of at most {TOLERANCE}, got {error:.3g}",
+        )
