@@ -47,7 +47,7 @@ class OrtCpuEngine:
     def __init__(self, bundle: Bundle, *, threads: int | None = None, parts: Collection[str] = PARTS) -> None:
         self.name = "ort-cpu"
         self.bundle = bundle
-        self.threads = threads or len(os.sched_getaffinity(0))
+        self.threads = threads or usable_processors()
         self.parts = frozenset(parts)
         self._sessions: dict[str, ort.InferenceSession] = {}
 
@@ -149,6 +149,13 @@ class OrtCpuEngine:
         _guarded(lambda: self.session("decoder").run_with_iobinding(buffers.binding), "decoder")
         buffers.lengths += lengths
         finite(buffers.logits, "logits", self.name)
+
+
+def usable_processors() -> int:
+    """Processors this process may run on; at least 1."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def open_session(model: Path | bytes, threads: int, weights: Path | None = None) -> ort.InferenceSession:

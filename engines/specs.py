@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Final, Protocol
 
 from .manifest import LlmInfo
-from .tensors import GraphSpec, TensorSpec
+from .tensors import Dim, GraphSpec, TensorSpec
 
 
 class DecoderSizes(Protocol):
@@ -62,9 +62,9 @@ def splice_spec(hidden: int) -> GraphSpec:
     return GraphSpec(inputs, (TensorSpec("inputs_embeds", "float32", ("B", "T", hidden)),))
 
 
-def decoder_spec(llm: DecoderSizes, cache_dtype: str) -> GraphSpec:
+def decoder_spec(llm: DecoderSizes, cache_dtype: str, capacity: Dim = "C") -> GraphSpec:
     """S new positions a row to the next token; ``present`` is ``past`` with the new slots written."""
-    cache = ("B", llm.num_kv_heads, "C", llm.head_dim)
+    cache: tuple[Dim, ...] = ("B", llm.num_kv_heads, capacity, llm.head_dim)
     slots = [f"{kv}.{i}" for i in range(llm.num_layers) for kv in "kv"]
     inputs = (
         TensorSpec("inputs_embeds", "float32", ("B", "S", llm.hidden_size)),

@@ -19,6 +19,7 @@ import onnx
 from onnx import TensorProto
 
 from ..engines.specs import decoder_spec
+from ..engines.tensors import Dim
 from .attention import attention, attention_function
 from .external import Layout
 from .families import DecoderConfig
@@ -38,22 +39,25 @@ def rope_tables(config: DecoderConfig) -> dict[str, npt.NDArray[np.float32]]:
     return found
 
 
-def build_decoder(config: DecoderConfig, layout: Layout, dtype: str = "float32") -> onnx.ModelProto:
+def build_decoder(
+    config: DecoderConfig, layout: Layout, dtype: str = "float32", capacity: Dim = "C"
+) -> onnx.ModelProto:
     """The decoder of one LLM.
 
     Args:
         config: its numbers.
         layout: its weights under the names of ``weights.sources``, and the tables of ``rope_tables``.
-        dtype: of weights, activations and cache; logits are float32 always.
+        dtype: of weights, activations and cache; embeddings and logits cross the border as float32.
+        capacity: cache slots a row; TensorRT wants a number here, ONNX Runtime takes any at run time.
 
     requires: layout holds every name. ensures: the graph's inputs and outputs are ``decoder_spec``.
     """
     b = _Builder(Graph("decoder", layout), config, dtype)
-    x = b.g.op("Identity", "inputs_embeds", out=HIDDEN.format(0))
+    x = b.g.op("Cast", "inputs_embeds", out=HIDDEN.format(0), to=ELEMENT_TYPES[dtype])
     for i in range(config.num_layers):
         x = b.layer(i, x)
     b.head(x)
-    return b.g.model(decoder_spec(config, dtype), [attention_function()])
+    return b.g.model(decoder_spec(config, dtype, capacity), [attention_function()])
 
 
 @dataclass(frozen=True)
@@ -130,7 +134,7 @@ class _Builder:
         g.op("Cast", scores, out="logits", to=TensorProto.FLOAT)
         g.op("ArgMax", "logits", out="next_token", axis=-1, keepdims=0)
         row = g.op("Gather", table, "next_token")
-        row = scaled(g, row, self.c, self.dtype)
+        row = g.op("Cast", scaled(g, row, self.c, self.dtype), to=TensorProto.FLOAT)
         g.op("Unsqueeze", row, g.constant("axis.1", np.array([1], np.int64)), out="next_embeds")
 
 

@@ -39,6 +39,8 @@ SAMPLED_TOLERANCE: Final = 1e-4
 LOGIT_TOLERANCE: Final = 1e-3
 """Largest absolute error of a logit."""
 BATCH: Final = 32
+SLACK: Final = 4
+"""Cache slots more than needed, so that a write too far lands in the cache and shows in the numbers."""
 
 
 class ParityError(BundleError):
@@ -202,7 +204,7 @@ class ProbeEngine(OrtCpuEngine):
 def _states(engine: ProbeEngine, prompts: Sequence[Sequence[int]], cached: bool) -> list[F32]:
     """For each prompt float32 [L+1,T,H]; with ``cached`` only its last position, read through the cache."""
     lengths = np.array([len(p) for p in prompts], np.int64)
-    buffers = engine.alloc(len(prompts), int(lengths.max()))
+    buffers = engine.alloc(len(prompts), int(lengths.max()) + SLACK)
     embeds = embed(engine, prompts)
     if not cached:
         engine.prefill(buffers, embeds, lengths)
@@ -264,7 +266,7 @@ def _compare_logits(engine: OrtCpuEngine, recorded: Recorded) -> float:
 
 def _prefilled(engine: OrtCpuEngine, prompts: Sequence[Sequence[int]], new: int) -> Buffers:
     lengths = np.array([len(p) for p in prompts], np.int64)
-    buffers = engine.alloc(len(prompts), int(lengths.max()) + new)
+    buffers = engine.alloc(len(prompts), int(lengths.max()) + new + SLACK)
     engine.prefill(buffers, embed(engine, prompts), lengths)
     return buffers
 

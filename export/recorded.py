@@ -65,10 +65,11 @@ def shrink(full: Recorded, *, clear: float, probes: int, channels: int, logits: 
         logits: logits kept, evenly spread.
     """
     keep = np.flatnonzero((full.margins >= clear).all(axis=1))
-    rows = [int(np.flatnonzero((full.probes == [p, len(full.prompts[p]) - 1]).all(axis=1))[0]) for p in keep[:probes]]
+    ends = {int(p): r for r, (p, t) in enumerate(full.probes) if t == len(full.prompts[p]) - 1}
+    chosen = [int(p) for p in keep if int(p) in ends][:probes]
     at = np.linspace(0, full.hidden.shape[2] - 1, channels).astype(np.int64)
     ids = np.linspace(0, full.logits.shape[1] - 1, logits).astype(np.int64)
-    last = np.array([[i, len(full.prompts[p]) - 1] for i, p in enumerate(keep[:probes])], np.int64)
+    last = np.array([[keep.tolist().index(p), len(full.prompts[p]) - 1] for p in chosen], np.int64)
     return replace(
         full,
         prompts=[full.prompts[p] for p in keep],
@@ -78,7 +79,7 @@ def shrink(full: Recorded, *, clear: float, probes: int, channels: int, logits: 
         logits=full.logits[keep][:, ids],
         probes=last,
         channels=full.channels[at],
-        hidden=full.hidden[:, rows][:, :, at],
+        hidden=full.hidden[:, [ends[p] for p in chosen]][:, :, at],
     )
 
 

@@ -15,12 +15,12 @@ from ..engines.specs import splice_spec
 from .decoder import scaled
 from .external import Layout
 from .families import DecoderConfig
-from .graph import ELEMENT_TYPES, Graph
+from .graph import Graph
 from .weights import EMBEDDING
 
 
 def build_splice(config: DecoderConfig, layout: Layout, dtype: str = "float32") -> onnx.ModelProto:
-    """The splice graph of one LLM; its table is the decoder's own, in the decoder's weight file."""
+    """The splice graph of one LLM; its table is the decoder's own, of ``dtype``, in the decoder's weight file."""
     g = Graph("splice", layout)
     zero, last = g.constant("zero", np.array(0, np.int64)), g.constant("axis.last", np.array([-1], np.int64))
     is_row = g.op("GreaterOrEqual", "row_index", zero)
@@ -29,6 +29,5 @@ def build_splice(config: DecoderConfig, layout: Layout, dtype: str = "float32") 
     # [B,T,1] rows of [B,R,H]: one index a position, the same batch row.
     index = g.op("Unsqueeze", g.op("Max", "row_index", zero), last)
     picked = g.op("GatherND", "rows", index, batch_dims=1)
-    chosen = g.op("Where", g.op("Unsqueeze", is_row, last), picked, tokens)
-    g.op("Cast", chosen, out="inputs_embeds", to=ELEMENT_TYPES[dtype])
+    g.op("Where", g.op("Unsqueeze", is_row, last), picked, tokens, out="inputs_embeds")
     return g.model(splice_spec(config.hidden_size))

@@ -122,7 +122,10 @@ class WeightReader:
         stored = self._read(self._key(source.key))
         if not np.isfinite(np.sum(stored, dtype=np.float64)) and not np.isfinite(stored).all():
             raise ModelError(
-                3206, "weights hold NaN or infinity", where=f"tensor {source.key}", fix="fetch the model again"
+                3206,
+                "weights hold NaN or infinity",
+                where=f"tensor {self._key(source.key)}",
+                fix="fetch the model again",
             )
         array = stored.T if source.transpose else stored
         if source.offset:
