@@ -18,7 +18,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from ..core.errors import ModelError
+from ..core.errors import BundleError, ModelError
 from ..core.files import atomic_folder, atomic_write_json
 from .config import Config, from_mapping
 from .model import LatentModel
@@ -110,13 +110,14 @@ def read_meta(folder: Path) -> dict[str, Any]:
     """``meta.json`` of a checkpoint folder.
 
     Raises:
-        ModelError: 3204 missing, 3220 not ours or unreadable, 3221 written by a newer version, 4005 pickle.
+        ModelError: 3204 missing, 3220 not ours or unreadable, 3221 written by a newer version.
+        BundleError: 4005 pickle.
     """
     path = folder / "meta.json"
     if not path.is_file():
         pickles = sorted(p.name for p in folder.glob("*") if p.suffix in (".pt", ".pth", ".bin", ".ckpt", ".pkl"))
         if pickles:
-            raise ModelError(
+            raise BundleError(
                 4005,
                 "pickle checkpoint refused",
                 where=str(folder / pickles[0]),

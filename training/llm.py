@@ -50,7 +50,7 @@ class LMWrapper(nn.Module):
         self.model: Any = AutoModelForCausalLM.from_pretrained(
             folder.path, config=config, dtype=dtype, attn_implementation="sdpa"
         )
-        self.model.to(device).eval().requires_grad_(False)
+        self.model.to(device).eval().requires_grad_(False)  # type: ignore[arg-type]  # a decorator hides its own
         self.special = special_tokens(config)
         self.width = int(config.hidden_size)
 

@@ -106,7 +106,7 @@ class Trainer:
                 batch = self._batch(step, stage=0, text=True)
                 loss = self.model.format_loss(batch.trees[self.model.llms.index(llm)], llm)
                 optimizer.zero_grad()
-                loss.backward()  # type: ignore[no-untyped-call]
+                loss.backward()
                 optimizer.step()
                 if step % 10 == 0 or step == self.config.format_steps - 1:
                     self._log({"event": "format", "llm": llm.name, "step": step, "loss": round(loss.item(), 4)})
