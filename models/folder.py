@@ -11,12 +11,13 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 from ..core.console import track
-from ..core.errors import BundleError, ModelError
+from ..core.errors import BundleError, EnvironmentFault, ModelError
 from ..core.files import atomic_write_json, sha256_file
 from .families import SUPPORTED
 
@@ -184,7 +185,8 @@ def _fingerprint_remembered(path: Path, files: Iterable[Path], cache: Path, *, a
         except (OSError, ValueError, KeyError, TypeError):
             pass
     mark = fingerprint(_hash_all(chosen))
-    atomic_write_json(memory, {"folder": str(path), "fingerprint": mark})
+    with suppress(EnvironmentFault):  # a store that cannot be written costs time, nothing else
+        atomic_write_json(memory, {"folder": str(path), "fingerprint": mark})
     return mark
 
 

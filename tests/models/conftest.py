@@ -9,10 +9,12 @@ import zipfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import gguf
 import numpy as np
 import pytest
+from safetensors import safe_open
 
 from latentwire.core import console
 from latentwire.core.errors import EnvironmentFault
@@ -44,7 +46,7 @@ class Tiny:
 @pytest.fixture(autouse=True)
 def _isolated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> Iterator[None]:
     """No test here touches the user's store or network, except through the session fixtures below."""
-    if not {"smollm2", "smollm2_gguf"} & set(request.fixturenames):
+    if not {"smollm2", "smollm2_gguf", "gemma"} & set(request.fixturenames):
         monkeypatch.setenv(store.HOME_VARIABLE, str(tmp_path / "home"))
     monkeypatch.delenv(download.WHEELS_VARIABLE, raising=False)
     yield
@@ -111,6 +113,119 @@ def write_tiny_gguf(path: Path, *, architecture: str = "llama", pre: str = "smol
     writer.write_tensors_to_file()
     writer.close()
     return path
+
+
+def gemma_tokens() -> tuple[list[str], list[int]]:
+    """Tokens and types in the order of Gemma's files: control, white space, bytes, then pieces by rank."""
+    words = ["he", "▁t", "▁the", "ll", "llo", "▁▁he", "hello", "▁th", "re", "▁the\u0301", "an", "ana", "nan", "▁b"]
+    letters = ["▁", *"abcdefghijklmnopqrstuvwxyzé.,", "\u0301"]
+    groups = [
+        (["<pad>", "<eos>", "<bos>", "<unk>"], 3),
+        (["\n", "\n\n", "\n\n\n", "  ", "   ", "    ", "<b>"], 4),
+        ([f"<0x{byte:02X}>" for byte in range(256)], 6),
+        ([*words, *letters], 1),
+        (["<unused0>"], 3),
+    ]
+    return [token for group, _ in groups for token in group], [kind for group, kind in groups for _ in group]
+
+
+def write_tiny_gemma(path: Path) -> Path:
+    """A Gemma 3 with random weights, seven layers (one of them sees everything) and its kind of tokenizer."""
+    rng = np.random.default_rng(1)
+    tokens, types = gemma_tokens()
+    head, layers = 16, 7
+    writer = gguf.GGUFWriter(path, "gemma3")
+    writer.add_context_length(128)
+    writer.add_embedding_length(HIDDEN)
+    writer.add_block_count(layers)
+    writer.add_feed_forward_length(WIDTH)
+    writer.add_head_count(HEADS)
+    writer.add_head_count_kv(1)
+    writer.add_key_length(head)
+    writer.add_value_length(head)
+    writer.add_layer_norm_rms_eps(1e-6)
+    writer.add_rope_freq_base(1_000_000.0)
+    writer.add_sliding_window(32)
+    writer.add_tokenizer_model("llama")
+    writer.add_tokenizer_pre("default")
+    writer.add_token_list(tokens)
+    writer.add_token_scores([-1000.0 if kind != 1 else -float(i) for i, kind in enumerate(types)])
+    writer.add_token_types(types)
+    writer.add_pad_token_id(0)
+    writer.add_eos_token_id(1)
+    writer.add_bos_token_id(2)
+    writer.add_unk_token_id(3)
+    writer.add_add_bos_token(True)
+    writer.add_add_space_prefix(False)
+    kinds = gguf.GGMLQuantizationType
+
+    def tensor(name: str, *shape: int) -> None:
+        values = (rng.standard_normal(shape) * 0.1).astype(np.float32)
+        kind = kinds.F32 if len(shape) == 1 else kinds.Q5_0
+        writer.add_tensor(name, values if kind == kinds.F32 else gguf.quants.quantize(values, kind), raw_dtype=kind)
+
+    tensor("token_embd.weight", len(tokens), HIDDEN)
+    tensor("output_norm.weight", HIDDEN)
+    for layer in range(layers):
+        for name, shape in {
+            "attn_q": (HEADS * head, HIDDEN),
+            "attn_k": (head, HIDDEN),
+            "attn_v": (head, HIDDEN),
+            "attn_output": (HIDDEN, HEADS * head),
+            "ffn_gate": (WIDTH, HIDDEN),
+            "ffn_up": (WIDTH, HIDDEN),
+            "ffn_down": (HIDDEN, WIDTH),
+            "attn_norm": (HIDDEN,),
+            "attn_q_norm": (head,),
+            "attn_k_norm": (head,),
+            "post_attention_norm": (HIDDEN,),
+            "ffn_norm": (HIDDEN,),
+            "post_ffw_norm": (HIDDEN,),
+        }.items():
+            tensor(f"blk.{layer}.{name}.weight", *shape)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+@pytest.fixture(scope="session")
+def tiny_gemma(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tiny_gemma(tmp_path_factory.mktemp("gemma") / "gemma.gguf")
+
+
+def _tensors(path: Path) -> dict[str, np.ndarray[Any, np.dtype[np.float32]]]:
+    with safe_open(path, "np") as file:
+        return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no dict
+
+
+@pytest.fixture(scope="session")
+def assert_same_as_transformers() -> Callable[[Path, Path], None]:
+    """Check of (GGUF file, converted folder): every weight bit for bit, and the configuration where it counts."""
+    torch = pytest.importorskip("torch")
+    transformers = pytest.importorskip("transformers")
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+
+    def check(source: Path, folder: Path) -> None:
+        loader = transformers.AutoModelForCausalLM
+        model = loader.from_pretrained(source.parent, gguf_file=source.name, dtype=torch.float32)
+        theirs, ours = model.state_dict(), _tensors(folder / "model.safetensors")
+        tied = {"lm_head.weight"} if model.config.tie_word_embeddings else set()
+        assert set(theirs) - tied == set(ours)
+        for name, values in ours.items():
+            assert torch.equal(torch.from_numpy(values).view(torch.int32), theirs[name].view(torch.int32)), name
+        read = transformers.AutoConfig.from_pretrained(folder).to_dict()
+        expected = model.config.to_dict()
+        # The file says nothing of the scale of the attention scores: transformers then takes 256, we the head size.
+        apart = {"quantization_config", "rms_norm_eps", "architectures", "unk_token_id", "query_pre_attn_scalar"}
+        for key in sorted(set(expected) - apart):
+            if not key.startswith("_"):
+                assert read.get(key) == expected[key], key
+        assert np.float32(read["rms_norm_eps"]) == np.float32(expected["rms_norm_eps"])
+
+    return check
 
 
 @pytest.fixture(scope="session")

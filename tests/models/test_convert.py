@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,8 @@ from latentwire.models import convert as convert_module
 from latentwire.models.convert import convert
 from latentwire.models.folder import fingerprint
 from latentwire.models.weights_file import write_float32
+
+Check = Callable[[Path, Path], None]
 
 SMOLLM2_WEIGHTS = "a672150fb4f99d7c8f4168cecdd464069c0ef3a37d8113f22ddb9d48031d03cd"
 SMOLLM2_FINGERPRINT = "b49173b54d3542339517cd39efdf40d75530a0b04c680df48eced82eaae53bc6"
@@ -34,31 +35,10 @@ def tensors(path: Path) -> dict[str, np.ndarray[Any, np.dtype[np.float32]]]:
         return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no dict
 
 
-def assert_same_as_transformers(gguf: Path, folder: Path) -> None:
-    torch = pytest.importorskip("torch")
-    transformers = pytest.importorskip("transformers")
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
-    logging.getLogger("transformers").setLevel(logging.ERROR)
-    model = transformers.AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
-    theirs, ours = model.state_dict(), tensors(folder / "model.safetensors")
-    tied = {"lm_head.weight"} if model.config.tie_word_embeddings else set()
-    assert set(theirs) - tied == set(ours)
-    for name, values in ours.items():
-        assert torch.equal(torch.from_numpy(values).view(torch.int32), theirs[name].view(torch.int32)), name
-    same_config(model.config.to_dict(), json.loads((folder / "config.json").read_text()))
-
-
-def same_config(theirs: dict[str, Any], ours: dict[str, Any]) -> None:
-    for key in ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "vocab_size",
-                "num_key_value_heads", "max_position_embeddings", "model_type", "bos_token_id", "eos_token_id",
-                "pad_token_id", "tie_word_embeddings", "rope_parameters"):  # fmt: skip
-        assert ours[key] == theirs[key], key
-    assert np.float32(ours["rms_norm_eps"]) == np.float32(theirs["rms_norm_eps"])
-
-
 @pytest.mark.parametrize("tied", [True, False])
-def test_tiny_weights_are_those_of_transformers(make_gguf: Callable[..., Path], tmp_path: Path, tied: bool) -> None:
+def test_tiny_weights_are_those_of_transformers(
+    make_gguf: Callable[..., Path], tmp_path: Path, tied: bool, assert_same_as_transformers: Check
+) -> None:
     gguf, folder = make_gguf(tied=tied), tmp_path / "out"
     folder.mkdir()
     convert(gguf, folder)
@@ -107,7 +87,9 @@ def test_embedded_model_is_frozen(smollm2: Path) -> None:
 
 
 @pytest.mark.slow
-def test_embedded_weights_are_those_of_transformers(smollm2: Path, smollm2_gguf: Path) -> None:
+def test_embedded_weights_are_those_of_transformers(
+    smollm2: Path, smollm2_gguf: Path, assert_same_as_transformers: Check
+) -> None:
     assert_same_as_transformers(smollm2_gguf, smollm2)
 
 

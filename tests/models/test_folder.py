@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from latentwire.core.errors import BundleError, LatentWireError, ModelError
+from latentwire.core.errors import BundleError, EnvironmentFault, LatentWireError, ModelError
 from latentwire.core.files import sha256_file
 from latentwire.models import folder as folder_module
 from latentwire.models.convert import convert
@@ -59,6 +59,14 @@ def test_unreadable_memory_is_replaced(own: Path) -> None:
     for file in (home() / "fingerprints").iterdir():
         file.write_text("[]")
     assert resolve(str(own)).fingerprint == first
+
+
+def test_memory_that_cannot_be_written_is_done_without(own: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(path: Path, obj: object) -> None:
+        raise EnvironmentFault(5005, "cannot write here", where=str(path))
+
+    monkeypatch.setattr(folder_module, "atomic_write_json", refuse)
+    assert resolve(str(own)).fingerprint == resolve(str(own)).fingerprint
 
 
 def test_fingerprint_covers_configuration_tokenizer_and_weights() -> None:
