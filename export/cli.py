@@ -40,6 +40,7 @@ def export_command(
     from ..core.console import configure, run_cli
 
     def body() -> int:
+        require_onnx()
         from .export import Request, export_bundle
         from .show import show
 
@@ -82,3 +83,16 @@ def publish_command(
 
     configure(quiet=quiet or None, debug=debug or None)
     run_cli(body)
+
+
+def require_onnx() -> None:
+    """Raise EnvironmentFault 5011 where the packages of the extra ``export`` are missing."""
+    from importlib.util import find_spec
+
+    from ..core.errors import EnvironmentFault
+
+    for package in ("onnx", "ml_dtypes"):
+        if find_spec(package) is None:
+            raise EnvironmentFault(
+                5011, f"package {package} is not installed", where="export", fix="pip install 'latentwire[export]'"
+            )

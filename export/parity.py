@@ -10,7 +10,7 @@ is only warned about.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -125,7 +125,7 @@ def _recorded(bundle: Bundle, llm: ModelFolder, choice: Reference) -> Recorded:
             expected=f"expected fingerprint {llm.fingerprint[:12]}, got {recorded.llm_fingerprint[:12]}",
             fix="pip install 'latentwire[train]' to compare with transformers itself",
         )
-    return recorded
+    return replace(recorded, source=f"a recorded run of {recorded.source}")
 
 
 def check_weights(bundle: Bundle, llm: ModelFolder) -> None:

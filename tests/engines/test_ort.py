@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from latentwire.core.errors import BundleError, LatentError
+from latentwire.core.errors import BundleError, EnvironmentFault, LatentError
 from latentwire.engines.bundle import AdapterInfo, Bundle, EncoderInfo, LlmInfo, Manifest, describe_files
 from latentwire.engines.ort import OrtCpuEngine, open_session
 from latentwire.engines.specs import bundle_specs
@@ -102,3 +102,26 @@ def test_buffers_of_another_engine(engine: OrtCpuEngine) -> None:
 
     with pytest.raises(TypeError, match="another engine"):
         engine.prefill(alloc_buffers(LLM, 1, 4), np.ones((1, 2, 4), np.float32), np.array([2]))
+
+
+def test_cache_that_does_not_fit(monkeypatch: pytest.MonkeyPatch) -> None:
+    from latentwire.engines import buffers
+
+    def full(*_: object) -> object:
+        raise MemoryError
+
+    monkeypatch.setattr(buffers.np, "full", full)
+    with pytest.raises(EnvironmentFault) as caught:
+        buffers.alloc_buffers(LLM, 4, 32)
+    assert (caught.value.code, caught.value.where) == (5003, "batch 4, capacity 32")
+
+
+def test_step_that_does_not_fit(engine: OrtCpuEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Session:
+        def run(self, *_: object) -> object:
+            raise RuntimeError("Failed to allocate memory for requested buffer of size 9")
+
+    monkeypatch.setattr(engine, "session", lambda part: Session())
+    with pytest.raises(EnvironmentFault) as caught:
+        engine.adapt(np.ones((1, 1, 3), np.float32))
+    assert (caught.value.code, caught.value.where) == (5003, "adapter")

@@ -248,3 +248,12 @@ def test_command(request_for: Request, monkeypatch: pytest.MonkeyPatch, capsys: 
     assert done.exit_code == 6
     assert "LW-5008" in done.output
     assert "Traceback" not in done.output
+
+
+def test_missing_package_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    from latentwire.export import cli
+
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(EnvironmentFault) as caught:
+        cli.require_onnx()
+    assert (caught.value.code, caught.value.fix) == (5011, "pip install 'latentwire[export]'")
