@@ -84,6 +84,11 @@ def track(
         lines.emit()
 
 
+def is_quiet() -> bool:
+    """``--quiet`` was given; commands that run others pass it on."""
+    return _Settings.quiet
+
+
 def message(text: str) -> None:
     """A line for people, on stderr; nothing when quiet."""
     if not _Settings.quiet:

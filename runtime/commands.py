@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from ..core.console import message, print_json, print_table, track
-from ..core.errors import EXIT_OK, EXIT_ROW_ERRORS, LatentWireError
+from ..core.errors import EXIT_OK, EXIT_ROW_ERRORS, LatentWireError, RowError
 from ..core.files import atomic_write_bytes, human_bytes
 from .answer import Answer
 from .ask import Result, ask
@@ -150,7 +150,7 @@ def _stream(pipe: Pipeline, source: Source, questions: list[Question], options: 
                 continue
             try:
                 if question.error or row.message is None:
-                    raise question.error or LatentWireError(2012, "row was not compressed", where=row.custom_id)
+                    raise question.error or RowError(2012, "row was not compressed", where=row.custom_id)
                 for piece in pipe.stream(row.message, question.text, options):
                     sys.stdout.write(piece)
                     sys.stdout.flush()

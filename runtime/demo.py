@@ -20,7 +20,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, Final
 
-from ..core.console import message, print_json, track
+from ..core.console import is_quiet, message, print_json, track
 from ..core.errors import EXIT_OK, BundleError, EnvironmentFault
 from ..core.files import atomic_write_bytes
 from ..engines.bundle import read_bundle
@@ -42,9 +42,9 @@ def run(llm: str, keep: Path | None, rounds: int, as_json: bool) -> int:
         EnvironmentFault: 5008 the folder to keep files in is not empty.
         SystemExit: with the status of a step that failed; the step has said why.
     """
-    bundle = ready_bundle(llm)
     with ExitStack() as stack:
         work = _folder(keep) if keep else Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="latentwire-")))
+        bundle = ready_bundle(llm)
         documents, questions = _read("documents.jsonl"), _read("questions.jsonl")
         answers, wire = send(bundle, work)
         with Pipeline.open(bundle, verify="size") as pipe:
@@ -78,9 +78,7 @@ def ready_bundle(llm: str) -> Path:
 def send(bundle: Path, work: Path) -> tuple[dict[str, dict[str, Any]], dict[str, int]]:
     """Compress in one process, answer in another. Returns answers and wire bytes by document."""
     for name in ("documents.jsonl", "questions.jsonl"):
-        atomic_write_bytes(
-            work / name, resources.files("latentwire.runtime.demo_documents").joinpath(name).read_bytes()
-        )
+        atomic_write_bytes(work / name, _data(name))
     frames, at = work / "frames", str(bundle)
     call("compress", str(work / "documents.jsonl"), "--out", str(frames), "--bundle", at, "--on-too-long", "chunk")
     (work / "documents.jsonl").unlink()  # from here on there are only bytes
@@ -144,6 +142,8 @@ def time_paths(
 def call(*words: str) -> str:
     """Run one command line in a process of its own; its progress is shown, its result returned."""
     message("$ latentwire " + " ".join(words))
+    if is_quiet() and words[0] != "inspect":
+        words = (*words, "--quiet")
     done = subprocess.run([sys.executable, "-m", "latentwire.cli", *words], stdout=subprocess.PIPE, check=False)
     if done.returncode:
         message(f"this step ended with status {done.returncode}")
@@ -181,6 +181,9 @@ def _folder(path: Path) -> Path:
     return path
 
 
+def _data(name: str) -> bytes:
+    return resources.files("latentwire.runtime.demo_documents").joinpath(name).read_bytes()
+
+
 def _read(name: str) -> list[dict[str, Any]]:
-    data = resources.files("latentwire.runtime.demo_documents").joinpath(name).read_bytes()
-    return [json.loads(line) for line in data.decode().splitlines()]
+    return [json.loads(line) for line in _data(name).decode().splitlines()]

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from ...core.errors import InputError, LatentWireError
+from ...core.errors import InputError, LatentWireError, RowError
 from .. import wire
 from ..compress import Compressed
 from ..options import CompressOptions
@@ -70,7 +70,7 @@ def _compress(
 ) -> list[Compressed | LatentWireError]:
     sound = [r for r in records if r.text is not None]
     made = iter(pipe.compress_rows([r.text or "" for r in sound], options, [r.where for r in sound]))
-    missing = LatentWireError(2004, "text is missing")
+    missing = RowError(2004, "text is missing")
     return [next(made) if r.text is not None else r.error or missing for r in records]
 
 
