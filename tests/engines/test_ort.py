@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,15 +18,15 @@ from latentwire.engines.specs import bundle_specs
 LLM = LlmInfo("none", "00" * 32, "llama", 4, 10, 1, 1, 2, 64, (1,), (2,), 2, "float32")
 
 
-def model(nodes: list[object], inputs: list[object], outputs: list[object], weights: list[object] = []) -> bytes:  # noqa: B006
-    graph = helper.make_graph(nodes, "g", inputs, outputs, weights)
+def model(nodes: list[Any], inputs: list[Any], outputs: list[Any], weights: Sequence[Any] = ()) -> bytes:
+    graph = helper.make_graph(nodes, "g", inputs, outputs, list(weights))
     made = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 24)], ir_version=11)
     data: bytes = made.SerializeToString()
     return data
 
 
-def value(name: str, dims: list[object], kind: int = TensorProto.FLOAT) -> object:
-    return helper.make_tensor_value_info(name, kind, dims)
+def value(name: str, dims: list[str | int | None]) -> Any:
+    return helper.make_tensor_value_info(name, TensorProto.FLOAT, dims)
 
 
 @pytest.fixture
@@ -105,14 +107,14 @@ def test_buffers_of_another_engine(engine: OrtCpuEngine) -> None:
 
 
 def test_cache_that_does_not_fit(monkeypatch: pytest.MonkeyPatch) -> None:
-    from latentwire.engines import buffers
+    from latentwire.engines.buffers import alloc_buffers
 
     def full(*_: object) -> object:
         raise MemoryError
 
-    monkeypatch.setattr(buffers.np, "full", full)
+    monkeypatch.setattr("latentwire.engines.buffers.np.full", full)
     with pytest.raises(EnvironmentFault) as caught:
-        buffers.alloc_buffers(LLM, 4, 32)
+        alloc_buffers(LLM, 4, 32)
     assert (caught.value.code, caught.value.where) == (5003, "batch 4, capacity 32")
 
 

@@ -204,10 +204,9 @@ def test_nothing_to_compare_with(request_for: Request) -> None:
 
 def test_failed_parity_leaves_no_bundle(request_for: Request, monkeypatch: pytest.MonkeyPatch) -> None:
     """A decoder with a wrong scale never becomes a bundle."""
-    from latentwire.export import export
+    from latentwire.export.families import read_config as right
 
-    right = export.read_config
-    monkeypatch.setattr(export, "read_config", lambda *a: replace(right(*a), attention_scale=0.5))
+    monkeypatch.setattr("latentwire.export.export.read_config", lambda *a: replace(right(*a), attention_scale=0.5))
     monkeypatch.setattr(reference, "PROMPTS", 2)
     error = refused(request_for, ParityError, 4010)
     assert error.what == "parity failed at hidden.1"

@@ -114,7 +114,7 @@ def test_weights_that_are_no_numbers(opened: tuple[dict[str, Any], DecoderConfig
 
 def test_safetensors_and_onnx_read_the_same_bytes(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
-    tensors = {"b": rng.standard_normal((3, 5)).astype(np.float32), "a": np.arange(7, dtype=np.float16)}
+    tensors: dict[str, Any] = {"b": rng.standard_normal((3, 5)).astype(np.float32), "a": np.arange(7, dtype=np.float16)}
     layout = write_weights(tmp_path / "w.safetensors", tensors)
     data = (tmp_path / "w.safetensors").read_bytes()
     for name, array in tensors.items():
