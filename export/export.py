@@ -67,7 +67,7 @@ def export_bundle(request: Request) -> Bundle:
     adapter = checkpoint.adapter_for(llm)
     with atomic_folder(request.out, overwrite=request.overwrite) as folder:
         config = write_llm(llm, folder)
-        write_encoder(checkpoint, folder)
+        write_encoder(checkpoint, llm, folder)
         write_adapter(checkpoint, adapter, config, folder)
         bundle = seal(checkpoint, adapter, llm_info(llm, config), folder)
         report = gate(bundle, llm, find_reference(request.reference, llm, checkpoint.path), threads=request.threads)
@@ -88,9 +88,13 @@ def write_llm(llm: ModelFolder, folder: Path, dtype: str = "float32") -> Decoder
     return config
 
 
-def write_encoder(checkpoint: Checkpoint, folder: Path) -> None:
-    """Encoder graph, its weights, the frozen table of its model in float16, and that model's tokenizer."""
-    llm = resolve(checkpoint.encoder_llm)
+def write_encoder(checkpoint: Checkpoint, reader: ModelFolder, folder: Path) -> None:
+    """Encoder graph, its weights, the frozen table of its model in float16, and that model's tokenizer.
+
+    ``reader``, the LLM that will answer, is often that model; then it need not be known by name here.
+    """
+    same = reader.fingerprint == checkpoint.encoder_llm_fingerprint
+    llm = reader if same else resolve(checkpoint.encoder_llm)
     checkpoint.check_encoder_llm(llm)
     message(f"export: encoder on the embeddings of {llm.name}")
     tables = {TABLE: write_table(llm, folder / "embeddings.safetensors")}

@@ -84,7 +84,8 @@ def trace_and_compare(model: LatentModel, folder: Path) -> None:
 
     message("publish: tracing encoder and adapters")
     trace_checkpoint(model, folder)
-    ids, lengths = torch.randint(5, 1000, (3, 40)), torch.tensor([40, 33, 9])
+    vocabulary = model.encoder.get_buffer("embedding").shape[0]
+    ids, lengths = torch.randint(vocabulary, (3, 40)), torch.tensor([40, 33, 9])
     with torch.no_grad():
         z = model.encode(ids, lengths)
         table: npt.NDArray[Any] = model.encoder.get_buffer("embedding").numpy()

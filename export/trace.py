@@ -8,7 +8,10 @@ beside the weights, nobody who only runs the checkpoint needs torch.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import logging
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -105,7 +108,7 @@ def _trace(
     dims = {name: torch.export.Dim(name) for axes in dynamic.values() for name in axes.values()}
     shapes = (tuple({axis: dims[d] for axis, d in dynamic[name].items()} for name in inputs),)
     wrapped = half(module, set(tables))
-    with torch.no_grad():
+    with torch.no_grad(), _quiet():
         program = torch.onnx.export(
             wrapped,
             tuple(inputs.values()),
@@ -124,6 +127,20 @@ def _trace(
     # Unchecked: a checkpoint's graph names tables that only a bundle has, and is checked when it is placed there.
     atomic_write_bytes(path, model.SerializeToString())
     return path
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep the exporter's remarks on its own internals (and on packages that are not wanted) off the screen."""
+    log = logging.getLogger("torch.onnx")
+    level = log.level
+    log.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        log.setLevel(level)
 
 
 def half(module: nn.Module, tables: set[str]) -> Any:
