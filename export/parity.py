@@ -15,20 +15,18 @@ from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
-import onnx
 
 from ..core.console import message, track
 from ..core.errors import BundleError
 from ..engines.base import F32, I64
-from ..engines.buffers import Buffers
 from ..engines.bundle import Bundle
-from ..engines.ort import OrtBuffers, OrtCpuEngine, open_session
+from ..engines.ort import OrtCpuEngine
 from ..models.folder import ModelFolder
 from . import reference
 from .checkpoint import REFERENCE, file_stem
 from .decoder import HIDDEN
 from .families import read_config
-from .graph import ELEMENT_TYPES
+from .probe import SLACK, ProbeEngine, embed, greedy, prefilled
 from .recorded import Recorded, read_recorded
 from .weights import WeightReader
 
@@ -39,8 +37,6 @@ SAMPLED_TOLERANCE: Final = 1e-4
 LOGIT_TOLERANCE: Final = 1e-3
 """Largest absolute error of a logit."""
 BATCH: Final = 32
-SLACK: Final = 4
-"""Cache slots more than needed, so that a write too far lands in the cache and shows in the numbers."""
 
 
 class ParityError(BundleError):
@@ -159,48 +155,6 @@ def check_states(bundle: Bundle, recorded: Recorded, threads: int | None) -> tup
         engine.close()
 
 
-class ProbeEngine(OrtCpuEngine):
-    """The bundle's own decoder with the residual stream of every layer as further outputs."""
-
-    def session(self, part: str) -> Any:
-        """As ``OrtCpuEngine.session``; the decoder is opened with more outputs."""
-        if part == "decoder" and part not in self._sessions:
-            model = onnx.load(str(self.bundle.file("decoder.onnx")), load_external_data=False)
-            llm = self.bundle.manifest.llm
-            for name in self.hidden_names():
-                value = onnx.helper.make_tensor_value_info(name, ELEMENT_TYPES[llm.dtype], ["B", "S", llm.hidden_size])
-                model.graph.output.append(value)
-            self._sessions[part] = open_session(model.SerializeToString(), self.threads, self.bundle.path)
-        return super().session(part)
-
-    def hidden_names(self) -> list[str]:
-        """``hidden.0`` to ``hidden.L``."""
-        return [HIDDEN.format(i) for i in range(self.bundle.manifest.llm.num_layers + 1)]
-
-    def prefill(self, buffers: Buffers, inputs_embeds: F32, lengths: I64) -> None:
-        """As ``OrtCpuEngine.prefill``; ``hidden`` has the states afterwards."""
-        self._bind_hidden(buffers)
-        super().prefill(buffers, inputs_embeds, lengths)
-
-    def decode(self, buffers: Buffers) -> None:
-        """As ``OrtCpuEngine.decode``; ``hidden`` has the states afterwards."""
-        self._bind_hidden(buffers)
-        super().decode(buffers)
-
-    def _bind_hidden(self, buffers: Buffers) -> None:
-        # Again for each call: an output that ONNX Runtime allocated keeps the shape of its first call.
-        assert isinstance(buffers, OrtBuffers)
-        for name in self.hidden_names():
-            buffers.binding.bind_output(name, "cpu")
-
-    def hidden(self, buffers: Buffers) -> F32:
-        """Float32 [L+1,B,S,H] of the last call."""
-        assert isinstance(buffers, OrtBuffers)
-        # Bound last, after all that ``alloc`` bound.
-        outputs = buffers.binding.get_outputs()[-len(self.hidden_names()) :]
-        return np.stack([o.numpy().astype(np.float32) for o in outputs])
-
-
 def _states(engine: ProbeEngine, prompts: Sequence[Sequence[int]], cached: bool) -> list[F32]:
     """For each prompt float32 [L+1,T,H]; with ``cached`` only its last position, read through the cache."""
     lengths = np.array([len(p) for p in prompts], np.int64)
@@ -216,14 +170,6 @@ def _states(engine: ProbeEngine, prompts: Sequence[Sequence[int]], cached: bool)
     engine.decode(buffers)
     buffers.check_guards()
     return [state[:, None] for state in engine.hidden(buffers)[:, :, 0].transpose(1, 0, 2)]
-
-
-def embed(engine: OrtCpuEngine, prompts: Sequence[Sequence[int]]) -> F32:
-    """Token prompts as right-padded embeddings [B,T,H], through the splice graph."""
-    size = max(len(p) for p in prompts)
-    ids = np.array([[*p, *[0] * (size - len(p))] for p in prompts], np.int64)
-    none = np.full(ids.shape, -1, np.int64)
-    return engine.splice(ids, none, np.zeros((len(ids), 1, engine.bundle.manifest.llm.hidden_size), np.float32))
 
 
 def _compare_states(recorded: Recorded, states: list[F32], prompts: list[int], cached: bool) -> float:
@@ -255,20 +201,13 @@ def _compare_logits(engine: OrtCpuEngine, recorded: Recorded) -> float:
     worst = 0.0
     for start in range(0, len(recorded.prompts), BATCH):
         prompts = recorded.prompts[start : start + BATCH]
-        buffers = _prefilled(engine, prompts, 0)
+        buffers = prefilled(engine, prompts, 0)
         have = buffers.logits[:, recorded.logit_ids]
         error = float(np.abs(have - recorded.logits[start : start + BATCH]).max())
         worst = max(worst, error)
         if not error <= LOGIT_TOLERANCE:
             raise ParityError("logits", error, "after the prompt", f"expected at most {LOGIT_TOLERANCE:g}")
     return worst
-
-
-def _prefilled(engine: OrtCpuEngine, prompts: Sequence[Sequence[int]], new: int) -> Buffers:
-    lengths = np.array([len(p) for p in prompts], np.int64)
-    buffers = engine.alloc(len(prompts), int(lengths.max()) + new + SLACK)
-    engine.prefill(buffers, embed(engine, prompts), lengths)
-    return buffers
 
 
 def check_greedy(bundle: Bundle, recorded: Recorded, threads: int | None) -> dict[str, Any]:
@@ -289,17 +228,6 @@ def check_greedy(bundle: Bundle, recorded: Recorded, threads: int | None) -> dic
     finally:
         engine.close()
     return {"prompts": len(recorded.prompts), "tokens_per_prompt": steps, "undecided_prompts": undecided}
-
-
-def greedy(engine: OrtCpuEngine, prompts: Sequence[Sequence[int]], steps: int) -> I64:
-    """Greedy tokens [B,steps] of token prompts."""
-    buffers = _prefilled(engine, prompts, steps)
-    tokens = [buffers.next_token.copy()]
-    for _ in range(steps - 1):
-        engine.decode(buffers)
-        tokens.append(buffers.next_token.copy())
-    buffers.check_guards()
-    return np.stack(tokens, axis=1)
 
 
 def _compare_tokens(recorded: Recorded, start: int, have: I64) -> int:

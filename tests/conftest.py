@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 from pathlib import Path
 
 import pytest
@@ -52,3 +53,18 @@ def smollm2() -> Path:
     from latentwire.models.store import add
 
     return add("smollm2-135m").path
+
+
+@pytest.fixture(scope="session")
+def smollm2_bundle(smollm2: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The shipped checkpoint exported for the embedded model; made once, whichever worker asks first."""
+    from latentwire.core.locks import exclusive
+    from latentwire.export.export import Request, export_bundle
+
+    own = tmp_path_factory.getbasetemp()
+    shared = own.parent if "PYTEST_XDIST_WORKER" in os.environ else own
+    out = shared / "smollm2-bundle"
+    with exclusive(shared / "smollm2-bundle.lock"):
+        if not out.is_dir():
+            export_bundle(Request("reference", smollm2.name, out, reference="recorded"))
+    return out

@@ -16,7 +16,8 @@ from latentwire.export.decoder import build_decoder, rope_tables
 from latentwire.export.external import write_weights
 from latentwire.export.families import read_config
 from latentwire.export.graph import save
-from latentwire.export.parity import ProbeEngine, check_greedy, check_states, check_weights, embed, greedy
+from latentwire.export.parity import check_greedy, check_states, check_weights
+from latentwire.export.probe import ProbeEngine, embed, greedy
 from latentwire.export.recorded import Recorded
 from latentwire.export.weights import WeightReader
 from latentwire.models.folder import ModelFolder

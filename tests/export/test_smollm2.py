@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 from tokenizers import Tokenizer
 
-from latentwire.engines.bundle import Bundle
+from latentwire.engines.bundle import Bundle, read_bundle
 from latentwire.engines.ort import OrtCpuEngine
-from latentwire.export.parity import BATCH, check_greedy, check_states, check_weights, greedy
-from latentwire.export.recorded import Recorded
+from latentwire.export.parity import BATCH, check_greedy, check_states, check_weights
+from latentwire.export.probe import greedy
 from latentwire.models.folder import ModelFolder
 from latentwire.models.store import resolve
 
@@ -29,10 +29,8 @@ def llm(smollm2: Path) -> ModelFolder:
 
 
 @pytest.fixture(scope="module")
-def bundle(llm: ModelFolder, make_decoder: object, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    assert callable(make_decoder)
-    made: Bundle = make_decoder(tmp_path_factory.mktemp("smollm2"), llm)
-    return made
+def bundle(smollm2_bundle: Path) -> Bundle:
+    return read_bundle(smollm2_bundle)
 
 
 @pytest.fixture(scope="module")
@@ -43,27 +41,25 @@ def prompts(llm: ModelFolder) -> list[list[int]]:
     return [[1, *tokenizer.encode(json.loads(line)["text"], add_special_tokens=False).ids] for line in lines]
 
 
-@pytest.fixture(scope="module")
-def recorded(llm: ModelFolder, prompts: list[list[int]]) -> Recorded:
-    """What transformers answers: eager attention, batches of one length, no padding."""
-    from latentwire.export.reference import measure
-
-    return measure(llm.path, llm.fingerprint, prompts, new=NEW)
-
-
 def test_weights_by_value(bundle: Bundle, llm: ModelFolder) -> None:
     check_weights(bundle, llm)
 
 
-def test_hidden_states_and_logits(bundle: Bundle, recorded: Recorded) -> None:
+def test_equals_transformers_on_200_prompts(
+    bundle: Bundle, llm: ModelFolder, prompts: list[list[int]], capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Hidden states, logits, and every greedy token of every prompt.
+
+    There: eager attention, batches of one length, no padding. Here: ragged, padded, cache in place.
+    One test, so that transformers runs once however the tests are spread over processes.
+    """
+    from latentwire.export.reference import measure
+
+    recorded = measure(llm.path, llm.fingerprint, prompts, new=NEW)
     hidden, logits = check_states(bundle, recorded, None)
     print(f"hidden relative L2 at most {hidden:.3g}, logits max abs {logits:.3g}")
     assert hidden <= 1e-5
     assert logits <= 1e-3
-
-
-def test_greedy_tokens_of_200_prompts(bundle: Bundle, recorded: Recorded, capfd: pytest.CaptureFixture[str]) -> None:
-    """Equal in every prompt and token, ragged and padded here, even and unpadded there; cache in place."""
     found = check_greedy(bundle, recorded, None)
     assert found["prompts"] >= 200
     assert found["undecided_prompts"] == 0, "a reference margin under 0.002; equal tokens were wanted for all"
