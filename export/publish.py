@@ -10,6 +10,7 @@ from __future__ import annotations
 import shutil
 import tempfile
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
 
 TOLERANCE: Final = 1e-4
 """Largest relative difference (Frobenius norm) of graph and module; both read the same fp16 weights in fp32."""
+
+DATA_OPTIONS: Final = ("data", "eval_data", "prose")
 
 KEPT: Final = ("*.md", "*.py", "*.toml", "golden-*.json")
 """Files beside the weights that publishing again leaves alone."""
@@ -66,6 +69,9 @@ def publish(source: Path, out: Path, about: Mapping[str, Any], overwrite: bool =
         adapter = model.adapter(llm)
         if isinstance(adapter, LearnedAdapter):
             adapter.set_table(llm.embedding)
+    # Names of data files, not where they lay on the machine that trained.
+    files: dict[str, Any] = {f: tuple(Path(p).name for p in getattr(model.config, f)) for f in DATA_OPTIONS}
+    model.config = replace(model.config, **files)
     with atomic_folder(out, overwrite=overwrite) as folder:
         write(folder, model, torch.float16, step=meta.get("step"), about=dict(about))
         trace_and_compare(model, folder)
