@@ -65,12 +65,13 @@ def export_bundle(request: Request) -> Bundle:
     """
     checkpoint, llm = read_checkpoint(request.checkpoint), resolve(request.llm)
     adapter = checkpoint.adapter_for(llm)
+    yardstick = find_reference(request.reference, llm, checkpoint.path)
     with atomic_folder(request.out, overwrite=request.overwrite) as folder:
         config = write_llm(llm, folder)
         write_encoder(checkpoint, llm, folder)
         write_adapter(checkpoint, adapter, config, folder)
         bundle = seal(checkpoint, adapter, llm_info(llm, config), folder)
-        report = gate(bundle, llm, find_reference(request.reference, llm, checkpoint.path), threads=request.threads)
+        report = gate(bundle, llm, yardstick, threads=request.threads)
         manifest = replace(bundle.manifest, quality={**checkpoint.quality, "parity": report})
         atomic_write_json(folder / MANIFEST, manifest.to_json())
     return read_bundle(request.out, verify="size")
