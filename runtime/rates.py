@@ -24,7 +24,7 @@ def alternate(
     done: Callable[[int], None] = lambda count: None,
     clock: Callable[[], float] = time.perf_counter,
 ) -> dict[str, Rate]:
-    """Time every path once a round, after one round that does not count.
+    """Time every path once a round. Call each once before, so that nothing is loaded while the clock runs.
 
     Args:
         paths: name -> work on ``samples`` samples.
@@ -34,7 +34,7 @@ def alternate(
         clock: seconds.
     """
     seconds: dict[str, list[float]] = {name: [] for name in paths}
-    for _ in range(rounds + 1):
+    for _ in range(rounds):
         for name, work in paths.items():
             start = clock()
             work()
@@ -42,6 +42,6 @@ def alternate(
             done(1)
     found = {}
     for name, all_rounds in seconds.items():
-        rates = [60 * samples / max(s, 1e-9) for s in all_rounds[1:]]
+        rates = [60 * samples / max(s, 1e-9) for s in all_rounds]
         found[name] = Rate(statistics.median(rates), min(rates), max(rates))
     return found
