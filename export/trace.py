@@ -166,7 +166,11 @@ def half(module: nn.Module, tables: set[str]) -> Any:
                 self.register_buffer(own, value if name.rsplit(".", 1)[-1] in tables else value.half())
 
         def forward(self, *inputs: Tensor) -> Any:
-            values = {name: self.get_buffer(own).float() for own, name in self.names.items()}
+            # A table is cast behind its lookup, by the module: engines would fold a cast of all of it into memory.
+            values = {
+                name: self.get_buffer(own) if name.rsplit(".", 1)[-1] in tables else self.get_buffer(own).float()
+                for own, name in self.names.items()
+            }
             return functional_call(self._module[0], values, inputs)
 
     with torch.no_grad():
