@@ -35,7 +35,7 @@ TOLERANCE: Final = 1e-4
 
 DATA_OPTIONS: Final = ("data", "eval_data", "prose")
 
-KEPT: Final = ("*.md", "*.py", "*.toml", "golden-*.json")
+KEPT: Final = ("*.md", "*.py", "*.toml", "LICENSE*", "golden-*.json")
 """Files beside the weights that publishing again leaves alone."""
 
 
@@ -55,23 +55,19 @@ def publish(source: Path, out: Path, about: Mapping[str, Any], overwrite: bool =
     """
     import torch
 
-    from ..training.adapter import LearnedAdapter
     from ..training.building import open_checkpoint
-    from ..training.checkpoint import write
+    from ..training.checkpoint import config_of, write
 
     model, meta = open_checkpoint(source, "cpu")
-    # Rounded in place, so that what is traced and compared is what ships.
+    # Rounded in place, so that what is traced and compared is what ships. Only what is stored: rotary frequencies
+    # and tables are made anew in fp32 by whoever opens the checkpoint.
     with torch.no_grad():
-        for tensor in [*model.parameters(), *model.buffers()]:
-            if tensor.is_floating_point() and tensor.dtype == torch.float32:
-                tensor.copy_(tensor.half())
-    for llm in model.llms:
-        adapter = model.adapter(llm)
-        if isinstance(adapter, LearnedAdapter):
-            adapter.set_table(llm.embedding)
-    # Names of data files, not where they lay on the machine that trained.
-    files: dict[str, Any] = {f: tuple(Path(p).name for p in getattr(model.config, f)) for f in DATA_OPTIONS}
-    model.config = replace(model.config, **files)
+        for tensor in model.state_dict().values():
+            tensor.copy_(tensor.half())
+    # The config of the run, not of this opening; names of data files, not where they lay on the machine that trained.
+    config = config_of(meta, str(source))
+    files: dict[str, Any] = {f: tuple(Path(p).name for p in getattr(config, f)) for f in DATA_OPTIONS}
+    model.config = replace(config, **files)
     with atomic_folder(out, overwrite=overwrite) as folder:
         write(folder, model, torch.float16, step=meta.get("step"), about=dict(about))
         trace_and_compare(model, folder)

@@ -7,6 +7,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import onnx
+import onnx.numpy_helper
 import pytest
 import torch
 
@@ -47,7 +49,7 @@ def run(tiny_llm: Path, story_file: Path, tmp_path_factory: pytest.TempPathFacto
         format_steps=1,
         steps=5,
         eval_questions=4,
-        precision="fp32",
+        precision="bf16",
         device="cpu",
         lr_new=1e-2,
     )
@@ -96,6 +98,20 @@ def test_bundle_computes_what_was_trained(run: Path, tiny_llm: Path, tmp_path: P
     assert join([llm.special.bos]).ids.tolist() == [0]
 
 
+def test_a_published_checkpoint_tells_how_it_was_trained_and_rounds_weights_only(run: Path, tmp_path: Path) -> None:
+    publish(run, tmp_path / "c", {})
+    trained, published = (json.loads((f / "meta.json").read_text())["config"] for f in (run, tmp_path / "c"))
+    assert {k: v for k, v in trained.items() if not k.endswith("data")} == {
+        k: v for k, v in published.items() if not k.endswith("data")
+    }
+    assert published["data"] == ["stories.jsonl"]
+    # Rotary frequencies are no weights: rounded with them, the graph would differ from the module as it is opened.
+    exact = open_checkpoint(tmp_path / "c", "cpu")[0].encoder.get_submodule("rotary").get_buffer("inv_freq").numpy()
+    inline = list(onnx.load(tmp_path / "c" / "encoder.onnx", load_external_data=False).graph.initializer)
+    values = [onnx.numpy_helper.to_array(t) for t in inline if t.data_location != onnx.TensorProto.EXTERNAL]
+    assert any(np.array_equal(v.ravel(), exact) for v in values)
+
+
 def test_publishing_again_keeps_the_card(run: Path, tmp_path: Path) -> None:
     publish(run, tmp_path / "c", {})
     (tmp_path / "c" / "README.md").write_text("card")
@@ -114,7 +130,7 @@ def test_a_graph_that_differs_is_refused(run: Path, tmp_path: Path, monkeypatch:
     def trace_then_change(model: torch.nn.Module, folder: Path) -> object:
         done = real(model, folder)  # type: ignore[arg-type]
         with torch.no_grad():
-            model.encoder.projection.weight[0] *= 1.5  # type: ignore[union-attr,index]
+            model.encoder.projection.weight[0] *= 1.5  # type: ignore[union-attr,index,operator]
         return done
 
     monkeypatch.setattr(trace, "trace_checkpoint", trace_then_change)
