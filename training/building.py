@@ -27,6 +27,8 @@ def build_model(config: Config, device: torch.device) -> LatentModel:
     torch.manual_seed(config.seed)
     dtype = torch.bfloat16 if config.precision == "bf16" else torch.float32
     llms = [LMWrapper(name, dtype, device) for name in config.llms]
+    known = dict(zip(config.llms, llms, strict=True))
+    source = known.get(config.encoder_llm) or LMWrapper(config.encoder_llm, dtype, device)
     encoder = build_encoder(config)
     encoder.low_precision = config.precision == "bf16"
     adapters: dict[str, torch.nn.Module] = {}
@@ -36,13 +38,13 @@ def build_model(config: Config, device: torch.device) -> LatentModel:
         if isinstance(adapter, LearnedAdapter):
             adapter.set_table(table)
         adapters[key(llm.name)] = adapter
-    set_embedding(encoder, llms[0].embedding.cpu())
-    return LatentModel(config, encoder, adapters, llms).to(device)
+    set_embedding(encoder, source.embedding.cpu())
+    return LatentModel(config, encoder, adapters, llms, source).to(device)
 
 
 def start(model: LatentModel, texts: list[str]) -> None:
     """Set all trainable weights in closed form (see ``start.py``); ``texts`` give the document frequencies."""
-    llm, encoder = model.llms[0], model.encoder
+    llm, encoder = model.source, model.encoder
     assert isinstance(encoder, EncoderFromEmbedLayer)
     documents = [e.ids for e in llm.tokenizer.encode_batch(texts, add_special_tokens=False)]
     start_encoder(encoder, llm, inverse_document_frequency(documents, encoder.get_buffer("idf").shape[0]))

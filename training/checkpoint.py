@@ -71,8 +71,8 @@ def write(folder: Path, model: LatentModel, dtype: torch.dtype, **extra: Any) ->
     encoder = module_tensors(model.encoder, dtype)
     facts = {
         "kind": config.encoder_type,
-        "llm": model.llms[0].name,
-        "llm_fingerprint": model.llms[0].fingerprint,
+        "llm": model.source.name,
+        "llm_fingerprint": model.source.fingerprint,
         "d_z": config.d_z,
         "latents": config.latent_len,
         "max_tokens": config.max_tokens,
@@ -110,7 +110,7 @@ def read_meta(folder: Path) -> dict[str, Any]:
     """``meta.json`` of a checkpoint folder.
 
     Raises:
-        ModelError: 3204 missing, 3220 not ours or unreadable, 3221 written by a newer version.
+        ModelError: 3204 missing, 3220 not ours, unreadable or incomplete, 3221 written by a newer version.
         BundleError: 4005 pickle.
     """
     path = folder / "meta.json"
@@ -138,6 +138,9 @@ def read_meta(folder: Path) -> dict[str, Any]:
             where=str(path),
             expected=f"expected at most {VERSION}, got {meta.get('version')}",
         )
+    for name in ("config", "encoder", "adapters"):
+        if not isinstance(meta.get(name), dict):
+            raise ModelError(3220, "checkpoint metadata is incomplete", where=str(path), expected=f"expected {name}")
     return meta
 
 

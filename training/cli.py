@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -57,8 +57,8 @@ def eval_command(
     questions: Annotated[int, typer.Option("--questions", "-n", min=1, help="How many, in a seeded order.")] = 300,
     llm: Annotated[list[str] | None, typer.Option(help="Only these of the checkpoint's LLMs.")] = None,
     max_new_tokens: Annotated[int, typer.Option(min=0, help="Greedy tokens an answer; 0: no F1 and EM.")] = 16,
-    precision: Annotated[str, typer.Option(help="fp32 (as exported) or bf16.")] = "fp32",
-    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    precision: Annotated[Literal["fp32", "bf16"], typer.Option(help="fp32: as exported.")] = "fp32",
+    device: Annotated[Literal["auto", "cpu", "cuda"], typer.Option(help="auto: a GPU where there is one.")] = "auto",
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Also write the figures to this JSON file.")] = None,
     record: Annotated[bool, typer.Option("--record", help="Also store the figures in meta.json.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="JSON on stdout, for programs.")] = False,
@@ -79,8 +79,9 @@ def eval_command(
 
     def body() -> int:
         with needs("train"):
-            from .report import report
-        report(checkpoint, data, questions, tuple(llm or ()), max_new_tokens, precision, device, out, record, as_json)
+            from .report import Request, report
+        request = Request(checkpoint, data, questions, tuple(llm or ()), max_new_tokens, precision, device, out, record)
+        report(request, as_json)
         return 0
 
     configure(quiet=quiet or None, debug=debug or None)

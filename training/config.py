@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import tomllib
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, get_type_hints
 
@@ -16,7 +16,11 @@ from ..core.errors import ModelError
 
 ENCODER_TYPES = ("embed_layer",)
 ADAPTER_TYPES = ("learned", "linear")
-CALIBRATIONS = ("embed_rms", "none")
+COUNTS = (
+    *("latent_len", "d_z", "k", "encoder_layers", "max_tokens", "task_tokens", "lookup_top", "mlp_hidden"),
+    *("batch", "micro_batch", "steps", "save_every", "eval_every", "eval_questions"),
+)
+"""Options that are at least 1."""
 
 
 @dataclass(frozen=True)
@@ -42,12 +46,12 @@ class Config:
         lookup_tau: start of its softmax temperature (cosine units).
         salience: how sharply the start prefers rare tokens inside a span.
         mlp_hidden: hidden width of the learned adapter's MLP.
-        calibration: how adapter rows are matched to the LLM's embedding statistics.
         data: question files (JSONL or JSONL.gz).
+        eval_data: held-out question files, for measurements while training.
         prose: passage files (Parquet with a ``text`` column).
         batch: contexts in one optimiser step.
         micro_batch: contexts in one forward pass.
-        branch_tokens: at most this many branch positions behind one context.
+        branch_tokens: at most this many branch positions behind one context; one branch is always kept.
         prose_share: share of micro-batches that come from ``prose``.
         reconstruct_share: share of prose branches that ask for text verbatim, the others are cloze questions.
         format_steps: steps that train the task rows alone, on full text, before anything else moves.
@@ -88,7 +92,6 @@ class Config:
     lookup_tau: float = 0.05
     salience: float = 2.0
     mlp_hidden: int = 1024
-    calibration: str = "embed_rms"
 
     data: tuple[str, ...] = ()
     eval_data: tuple[str, ...] = ()
@@ -119,12 +122,14 @@ class Config:
     def __post_init__(self) -> None:
         _one_of("encoder_type", self.encoder_type, ENCODER_TYPES)
         _one_of("adapter_type", self.adapter_type, ADAPTER_TYPES)
-        _one_of("calibration", self.calibration, CALIBRATIONS)
         _one_of("precision", self.precision, ("bf16", "fp32"))
         _one_of("device", self.device, ("auto", "cpu", "cuda"))
-        for name in ("latent_len", "d_z", "k", "encoder_layers", "max_tokens", "lookup_top", "batch", "micro_batch"):
+        for name in COUNTS:
             if getattr(self, name) < 1:
                 raise _bad(name, "at least 1", getattr(self, name))
+        for name in ("kd_tau", "lookup_tau", "clip"):
+            if not getattr(self, name) > 0:
+                raise _bad(name, "more than 0", getattr(self, name))
         for name in ("prose_share", "reconstruct_share", "warmup", "lr_floor"):
             if not 0.0 <= getattr(self, name) <= 1.0:
                 raise _bad(name, "a share from 0 to 1", getattr(self, name))
@@ -201,6 +206,3 @@ def _parse(text: str) -> Any:
         return tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
         return text
-
-
-__all__ = ["ADAPTER_TYPES", "CALIBRATIONS", "ENCODER_TYPES", "Config", "from_mapping", "load", "replace"]

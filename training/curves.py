@@ -6,20 +6,23 @@ import json
 from pathlib import Path
 from typing import Any
 
+import matplotlib
+
 
 def read_log(path: Path) -> list[dict[str, Any]]:
-    """Records of ``log.jsonl``; after a resume the later record of a step counts."""
+    """Records of ``log.jsonl``; after a resume the later record of a step counts. A line cut short is left out."""
     records: dict[tuple[str, Any], dict[str, Any]] = {}
     for line in path.read_text(encoding="utf-8").splitlines():
-        record = json.loads(line)
+        try:
+            record = json.loads(line)
+        except ValueError:
+            continue
         records[record["event"], record.get("step")] = record
     return list(records.values())
 
 
 def draw(run: Path) -> Path:
     """Write ``curves.png`` into a run folder and return its path."""
-    import matplotlib
-
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import gzip
 import json
 import re
+import zlib
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -46,7 +47,8 @@ def read_questions(paths: Sequence[str]) -> list[Item]:
     """Items of JSONL(.gz) files with ``context``, ``question``, ``answers``; questions are grouped by context.
 
     Raises:
-        InputError: 2104 missing file, 2107 a row without the fields or whose answer is not in its context.
+        InputError: 2103 damaged gzip, 2104 missing file, 2107 a row that is not UTF-8 or JSON, without the fields, or
+            whose answer is not in its context.
     """
     grouped: dict[str, list[Question]] = defaultdict(list)
     for name in paths:
@@ -65,34 +67,48 @@ def read_questions(paths: Sequence[str]) -> list[Item]:
 def _json_lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     if not path.is_file():
         raise InputError(2104, "no such file", where=str(path))
+    for number, line in enumerate(_lines(path), start=1):
+        where = f"{path.name}:{number}"
+        try:
+            row = json.loads(line)
+        except ValueError as e:
+            raise InputError(2107, "not JSON", where=where, expected=str(e)) from e
+        if not isinstance(row, dict):
+            raise InputError(2107, "not a JSON object", where=where)
+        yield where, row
+
+
+def _lines(path: Path) -> Iterator[str]:
     opener: Callable[..., Any] = gzip.open if path.suffix == ".gz" else open
-    with opener(path, "rt", encoding="utf-8") as f:
-        for number, line in enumerate(f, start=1):
-            where = f"{path.name}:{number}"
-            try:
-                row = json.loads(line)
-            except ValueError as e:
-                raise InputError(2107, "not JSON", where=where, expected=str(e)) from e
-            if not isinstance(row, dict):
-                raise InputError(2107, "not a JSON object", where=where)
-            yield where, row
+    try:
+        with opener(path, "rt", encoding="utf-8") as f:
+            yield from f
+    except (gzip.BadGzipFile, EOFError, zlib.error) as e:
+        raise InputError(2103, "damaged gzip file", where=str(path), expected=str(e)) from e
+    except UnicodeDecodeError as e:
+        raise InputError(2107, "not UTF-8", where=str(path), expected=str(e)) from e
 
 
 def read_prose(paths: Sequence[str]) -> list[Item]:
-    """Passages of Parquet files with a ``text`` column.
+    """Passages of Parquet files with a ``text`` column; rows without text are left out.
 
     Raises:
-        InputError: 2104 missing file, 2101 no such column.
+        InputError: 2104 missing file, 2101 no such column, 2102 damaged file.
     """
+    import pyarrow as pa
     import pyarrow.parquet as pq
 
     items: list[Item] = []
     for name in paths:
         if not Path(name).is_file():
             raise InputError(2104, "no such file", where=name)
-        if "text" not in pq.read_schema(name).names:
-            raise InputError(2101, "wrong Parquet schema", where=name, expected="expected a column 'text'")
-        items += [Item(text, ()) for text in pq.read_table(name, columns=["text"]).column("text").to_pylist()]
+        try:
+            if "text" not in pq.read_schema(name).names:
+                raise InputError(2101, "wrong Parquet schema", where=name, expected="expected a column 'text'")
+            texts = pq.read_table(name, columns=["text"]).column("text").cast(pa.string()).to_pylist()
+        except pa.ArrowInvalid as e:
+            raise InputError(2102, "damaged Parquet file", where=name, expected=str(e)) from e
+        items += [Item(text, ()) for text in texts if text and text.strip()]
     return items
 
 

@@ -17,12 +17,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ..core.errors import InputError
 from ..core.prompt import join
 from .batch import answer_branch, pad, task_range
 from .data import Item
 from .llm import LMWrapper
 from .model import LatentModel
-from .tree import Tree, build
+from .tree import build
 
 KINDS = ("none", "first", "latents", "shuffled", "full")
 
@@ -49,7 +50,11 @@ class Answers:
 
 
 def pick(items: Sequence[Item], questions: int, seed: int = 0) -> list[Item]:
-    """Whole contexts in a seeded order until ``questions`` questions are reached, the last one cut to fit."""
+    """Whole contexts in a seeded order until ``questions`` questions are reached, the last one cut to fit.
+
+    Raises:
+        InputError: 2104 fewer than two contexts, so that ``shuffled`` has no other text.
+    """
     out: list[Item] = []
     left = questions
     for index in np.random.default_rng(seed).permutation(len(items)):
@@ -58,6 +63,14 @@ def pick(items: Sequence[Item], questions: int, seed: int = 0) -> list[Item]:
             break
         out.append(Item(item.context, item.questions[:left]))
         left -= len(out[-1].questions)
+    if len(out) < 2:
+        raise InputError(
+            2104,
+            "too few held-out contexts",
+            where=f"{questions} questions of {len(items)} contexts",
+            expected=f"expected at least 2 contexts, got {len(out)}",
+            fix="more held-out data, or more questions",
+        )
     return out
 
 
@@ -76,14 +89,18 @@ def measure(
 
     Args:
         kind: one of ``KINDS``.
-        batch: contexts in one forward pass.
+        batch: contexts in one forward pass; the last one may hold one more.
         max_new_tokens: also generate greedily and score F1 and exact match; 0 does not generate.
         progress: called with the number of contexts done.
     """
     order = sorted(range(len(items)), key=lambda i: len(items[i].context))
     parts: dict[int, list[tuple[float, bool, int, str]]] = {}
-    for start in range(0, len(order), batch):
-        indices = order[start : start + batch]
+    starts = list(range(0, len(order), batch))
+    if len(starts) > 1 and len(order) - starts[-1] == 1:
+        # One text alone would get its own latents back as ``shuffled``.
+        starts.pop()
+    for start, end in zip(starts, [*starts[1:], len(order)], strict=True):
+        indices = order[start:end]
         for index, rows in zip(
             indices, _measure(model, llm, [items[i] for i in indices], kind, max_new_tokens), strict=True
         ):
@@ -136,7 +153,7 @@ def _prefixes(
 ) -> tuple[list[Sequence[int] | range], Tensor]:
     config, device = model.config, llm.model.device
     if kind in ("latents", "shuffled"):
-        input_ids, lengths = pad([model.llms[0].encode(i.context)[: config.max_tokens] for i in items])
+        input_ids, lengths = pad([model.source.encode(i.context)[: config.max_tokens] for i in items])
         if kind == "shuffled":
             input_ids, lengths = input_ids.roll(1, 0), lengths.roll(1, 0)
         z = model.encode(input_ids.to(device), lengths.to(device))
@@ -190,6 +207,3 @@ def interval(values: np.ndarray[tuple[int], np.dtype[np.float64]], seed: int = 0
     means = values[rng.integers(len(values), size=(1000, len(values)))].mean(1)
     low, high = np.percentile(means, [2.5, 97.5])
     return float(low), float(high)
-
-
-__all__ = ["KINDS", "Answers", "Tree", "f1", "interval", "measure", "normalise", "pick"]

@@ -66,23 +66,35 @@ def build_adapter(config: Config, vocab: int, width: int) -> Adapter | LearnedAd
 class LatentModel(nn.Module):
     """One encoder, and an adapter for each frozen LLM.
 
-    The LLMs are held outside ``state_dict``: they are frozen, large, and belong to somebody else.
+    The LLMs are held outside ``state_dict``: they are frozen, large, and belong to somebody else. ``source`` is the
+    one whose tokenizer and embeddings the encoder uses; it need not be among those that answer.
     """
 
     def __init__(
-        self, config: Config, encoder: nn.Module, adapters: dict[str, nn.Module], llms: list[LMWrapper]
+        self,
+        config: Config,
+        encoder: nn.Module,
+        adapters: dict[str, nn.Module],
+        llms: list[LMWrapper],
+        source: LMWrapper,
     ) -> None:
         super().__init__()
         self.config = config
         self.encoder = encoder
         self.adapters = nn.ModuleDict(adapters)
         self._llms = llms
+        self._source = [source]  # in a list: a module assigned here would become part of this one
         self.weights = AnswerWeights(config.k, config.k_token_weight, config.first_token_ce)
 
     @property
     def llms(self) -> list[LMWrapper]:
         """The frozen LLMs, in the config's order."""
         return self._llms
+
+    @property
+    def source(self) -> LMWrapper:
+        """The LLM that the encoder was made of."""
+        return self._source[0]
 
     def adapter(self, llm: LMWrapper) -> nn.Module:
         """The adapter of one LLM (module names must not hold dots)."""

@@ -10,7 +10,6 @@ import numpy as np
 from ..core.console import track
 from .data import Item
 from .evaluate import KINDS, Answers, interval, measure
-from .llm import LMWrapper
 from .model import LatentModel
 
 NAMES = {
@@ -91,6 +90,3 @@ def table(of_llm: dict[str, Any], latents: int) -> tuple[list[str], list[list[st
             )
         rows.append(cells)
     return columns, rows
-
-
-__all__ = ["NAMES", "LMWrapper", "figures", "quality", "summary", "table"]

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor, nn
 
+from ..core.errors import ModelError
 from .adapter import Adapter, LearnedAdapter
 from .encoder import EncoderFromEmbedLayer
 from .llm import LMWrapper
@@ -59,8 +60,19 @@ def set_embedding(encoder: nn.Module, table: Tensor) -> None:
 
 @torch.no_grad()
 def start_adapter(adapter: Adapter | LearnedAdapter, llm: LMWrapper, directions: Tensor, mean: Tensor) -> None:
-    """Keys = the encoder's own projection of this LLM's vocabulary; task rows = embeddings of plain words."""
+    """Keys = the encoder's own projection of this LLM's vocabulary; task rows = embeddings of plain words.
+
+    Raises:
+        ModelError: 3210 the LLM has another hidden size than the one the encoder was made of.
+    """
     table = llm.embedding.cpu()
+    if isinstance(adapter, LearnedAdapter) and directions.shape[1] != table.shape[1]:
+        raise ModelError(
+            3210,
+            "no closed-form start for an LLM of another hidden size",
+            where=llm.name,
+            expected=f"expected {directions.shape[1]}, got {table.shape[1]}",
+        )
     rms = table.square().mean().sqrt()
     if isinstance(adapter, LearnedAdapter):
         adapter.set_table(table)

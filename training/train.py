@@ -39,6 +39,10 @@ class Trainer:
     Args:
         config: the run's config; must equal the folder's if it was started before.
         out: run folder, holds ``last/`` (resumable), ``best/`` and ``log.jsonl``.
+
+    Raises:
+        InputError: 2101-2107 from the data; ModelError 3201-3204 from the models.
+        ModelError: 3211 the folder holds a run with another config; 3220-3223 its checkpoint is damaged.
     """
 
     def __init__(self, config: Config, out: Path) -> None:
@@ -47,6 +51,7 @@ class Trainer:
             torch.set_num_threads(config.threads)
         self.device = pick_device(config.device)
         self.data = Data(read_questions(config.data), read_prose(config.prose), read_questions(config.eval_data))
+        self.held_out = pick(self.data.held_out, config.eval_questions)
         self.model = build_model(config, self.device)
         self.step = 0
         self.best = math.inf
@@ -59,7 +64,6 @@ class Trainer:
             self.samplers.append(
                 Sampler([len(i.context) for i in self.data.prose], config.micro_batch, config.seed + 1)
             )
-        self.held_out = pick(self.data.held_out, config.eval_questions)
         if (out / "last" / "meta.json").is_file():
             self._resume()
         else:
@@ -96,6 +100,9 @@ class Trainer:
         if meta["step"]:
             load_moments(self.optimizer, load_tensors(folder / "state.safetensors"))
         self.step, self.best = meta["step"], meta["best"] if meta["best"] is not None else math.inf
+        # last/ is written before it is measured, so best/ may know of a lower figure.
+        if (self.out / "best" / "meta.json").is_file():
+            self.best = min(self.best, read_meta(self.out / "best")["best"])
         self._log({"event": "resume", "step": self.step})
 
     def _train_format(self) -> None:
@@ -122,12 +129,16 @@ class Trainer:
         chosen = [items[i] for i in self.samplers[stream](index)]
         seed = (config.seed, stage, number)
         llms = self.model.llms
-        return make_batch(chosen, llms[0].encode, llms, self.limits, seed, text).to(self.device)
+        return make_batch(chosen, self.model.source.encode, llms, self.limits, seed, text).to(self.device)
 
     def train(self, until: int | None = None) -> None:
-        """Run to ``until`` (default: the config's ``steps``), saving before every measurement."""
+        """Run to ``until`` (default: the config's ``steps``), saving at the end and before every measurement.
+
+        Raises:
+            LatentError: 3001 a loss that is not finite.
+        """
         config = self.config
-        end = config.steps if until is None else until
+        end = config.steps if until is None else min(until, config.steps)
         with track("train", total=config.steps, unit="step") as progress:
             progress.advance(self.step)
             while self.step < end:
@@ -138,7 +149,7 @@ class Trainer:
                 self._log({"event": "step", "step": self.step, **logged, "s": round(seconds, 3)})
                 progress.advance()
                 last = self.step == config.steps
-                if self.step % config.save_every == 0 or last:
+                if self.step % config.save_every == 0 or self.step == end:
                     self.save()
                 if self.step % config.eval_every == 0 or last:
                     self.evaluate(("latents", "shuffled"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import math
 from itertools import pairwise
 from pathlib import Path
@@ -13,6 +14,7 @@ import torch
 from latentwire.core.errors import InputError, ModelError
 from latentwire.core.prompt import join
 from latentwire.training.config import Config, from_mapping, load
+from latentwire.training.curves import read_log
 from latentwire.training.data import Sampler, cloze, read_prose, read_questions
 from latentwire.training.encoder import span_weights
 from latentwire.training.evaluate import f1, interval, normalise
@@ -125,6 +127,29 @@ def test_bad_questions_name_file_and_line(tmp_path: Path, line: str, what: str) 
     assert "q.jsonl:2" in str(caught.value)
 
 
+def test_damaged_data_is_named(tmp_path: Path) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    whole = gzip.compress(b'{"context": "c", "question": "q", "answers": ["c"]}\n' * 50)
+    (tmp_path / "cut.jsonl.gz").write_bytes(whole[:-20])
+    (tmp_path / "plain.jsonl.gz").write_bytes(b"{}")
+    (tmp_path / "latin.jsonl").write_bytes(b'{"context": "\xe9"}')
+    (tmp_path / "bad.parquet").write_bytes(b"PAR1 nothing PAR1")
+    for name, code in (("cut.jsonl.gz", 2103), ("plain.jsonl.gz", 2103), ("latin.jsonl", 2107)):
+        with pytest.raises(InputError, match=f"LW-{code} .*{name}"):
+            read_questions([str(tmp_path / name)])
+    with pytest.raises(InputError, match="LW-2102"):
+        read_prose([str(tmp_path / "bad.parquet")])
+    pq.write_table(pa.table({"text": ["a", None, " "]}), tmp_path / "holes.parquet")
+    assert [item.context for item in read_prose([str(tmp_path / "holes.parquet")])] == ["a"]
+
+
+def test_a_log_cut_short_can_still_be_read(tmp_path: Path) -> None:
+    (tmp_path / "log.jsonl").write_text('{"event": "step", "step": 1}\n{"event": "st{"event": "step", "step": 2}\n')
+    assert [r["step"] for r in read_log(tmp_path / "log.jsonl")] == [1]
+
+
 def test_missing_data_is_named(tmp_path: Path) -> None:
     for read in (read_questions, read_prose):
         with pytest.raises(InputError, match=r"LW-2104 .*nowhere"):
@@ -149,6 +174,8 @@ def test_prose_without_text_column(tmp_path: Path) -> None:
         {"batch": 6, "micro_batch": 4},
         {"warmup": 2},
         {"llms": []},
+        {"save_every": 0},
+        {"kd_tau": 0},
     ],
 )
 def test_bad_options(values: dict[str, object]) -> None:
