@@ -8,6 +8,7 @@ from the full texts and to time both paths on one engine.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import platform
@@ -48,7 +49,7 @@ def run(llm: str, keep: Path | None, rounds: int, as_json: bool) -> int:
             lines = compare(pipe, documents, questions, answers, wire)
             rates = time_paths(pipe, documents, questions, rounds)
             facts = _facts(pipe, rounds)
-            quality = dict(pipe.bundle.manifest.quality)
+    quality = _reference().get("quality") or {}
     if as_json:
         rates_json = {name: asdict(rate) for name, rate in rates.items()}
         print_json({"rows": [asdict(x) for x in lines], "samples_per_minute": rates_json, "quality": quality, **facts})
@@ -60,8 +61,10 @@ def run(llm: str, keep: Path | None, rounds: int, as_json: bool) -> int:
 
 def ready_bundle(llm: str) -> Path:
     """The shipped checkpoint, exported for ``llm``; made once, verified every time."""
-    fingerprint = json.loads(resources.files("latentwire.reference").joinpath("meta.json").read_bytes())["encoder"]
-    path = home() / "bundles" / f"reference-{llm.replace('/', '-').replace(':', '-')}-{fingerprint['fingerprint'][:12]}"
+    meta = _reference()
+    parts = [meta["encoder"]["fingerprint"], meta["adapters"].get(llm, {}).get("fingerprint", "")]
+    key = hashlib.sha256("".join(parts).encode()).hexdigest()[:12]
+    path = home() / "bundles" / f"reference-{llm.replace('/', '-').replace(':', '-')}-{key}"
     try:
         read_bundle(path)
     except BundleError as e:
@@ -177,6 +180,12 @@ def _folder(path: Path) -> Path:
         raise EnvironmentFault(5008, "folder is not empty", where=str(path), fix="choose another folder for --keep")
     path.mkdir(parents=True, exist_ok=True)
     return path
+
+
+def _reference() -> dict[str, Any]:
+    """Metadata of the shipped checkpoint."""
+    meta: dict[str, Any] = json.loads(resources.files("latentwire.reference").joinpath("meta.json").read_bytes())
+    return meta
 
 
 def _data(name: str) -> bytes:

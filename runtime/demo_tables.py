@@ -53,7 +53,7 @@ def show(lines: list[Line], rates: dict[str, Rate], facts: dict[str, Any]) -> No
         sum(holds(a, x.gold) for x, a in ((x, getattr(x, n)) for x in lines)) for n in ("from_latents", "from_text")
     ]
     print_text(f"\nThe model reads {latents} latents in place of {tokens} tokens ({tokens / latents:.1f} times fewer).")
-    print_text(f"On the wire they take {sent:,} bytes; the texts have {text:,} ({sent / text:.1f} times as many).")
+    print_text(f"On the wire they take {sent:,} bytes, {sent / text:.1f} times the {text:,} bytes of the texts.")
     print_text(
         f"The expected answer is found {hits[0]} times of {len(lines)} from latents, {hits[1]} times from full text.\n"
     )

@@ -13,6 +13,7 @@ import pytest
 from latentwire.core.errors import ModelError
 from latentwire.runtime import message, wire
 from latentwire.runtime.answer import Answer
+from latentwire.runtime.message import Message
 from latentwire.runtime.options import CompressOptions, GenerateOptions
 from latentwire.runtime.pipeline import Pipeline
 
@@ -68,7 +69,7 @@ def test_latents_hardly_depend_on_the_batch(real: Pipeline, texts: list[str], fr
 def test_answers_do_not_depend_on_neighbours(
     real: Pipeline, texts: list[str], questions: list[str], frames: list[bytes], kind: str
 ) -> None:
-    contexts = frames if kind == "latents" else texts
+    contexts: list[bytes | Message | str] = [*frames] if kind == "latents" else [*texts]
     options = GenerateOptions(max_new_tokens=12)
     together = real.answers(contexts, questions, options)
     assert all(isinstance(a, Answer) for a in together)
