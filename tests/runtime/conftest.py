@@ -6,9 +6,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from latentwire.engines.toy import write_toy_bundle
 from latentwire.runtime.pipeline import Pipeline
+
+# A busy machine is no fault of the code: examples have no time limit.
+settings.register_profile("latentwire", deadline=None)
+settings.load_profile("latentwire")
 
 TEXTS = [
     "The bridge was opened in 1932 and carries eight lanes of traffic.",
