@@ -1,4 +1,4 @@
-"""``latentwire export``: options and output only; ``export.export`` does the work."""
+"""``latentwire export`` and ``latentwire publish``: options and output only; ``export.export`` does the work."""
 
 from __future__ import annotations
 
@@ -71,14 +71,21 @@ def publish_command(
       latentwire publish runs/a/best --out checkpoints/a --about about.toml
     """
     from ..core.console import configure, run_cli
+    from ..core.errors import ModelError
     from ..core.extras import needs
 
     def body() -> int:
         import tomllib
 
+        facts = {}
+        if about:
+            try:
+                facts = tomllib.loads(about.read_text(encoding="utf-8"))
+            except (OSError, ValueError) as e:
+                raise ModelError(3210, "cannot read the facts", where=str(about), expected=str(e)) from e
         with needs("train"):
             from .publish import publish
-        publish(checkpoint, out, tomllib.loads(about.read_text()) if about else {}, overwrite)
+        publish(checkpoint, out, facts, overwrite)
         return 0
 
     configure(quiet=quiet or None, debug=debug or None)

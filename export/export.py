@@ -23,7 +23,7 @@ from ..models.folder import ModelFolder
 from ..models.store import resolve
 from .checkpoint import Adapter, Checkpoint, file_stem, read_checkpoint
 from .decoder import build_decoder, rope_tables
-from .external import Layout, write_weights
+from .external import Layout, read_layout, write_weights
 from .families import DecoderConfig, read_config
 from .graph import save
 from .modules import TABLE, place_module
@@ -114,8 +114,6 @@ def write_table(llm: ModelFolder, path: Path) -> Layout:
 
 def write_adapter(checkpoint: Checkpoint, adapter: Adapter, config: DecoderConfig, folder: Path) -> None:
     """Adapter graph and weights; where it needs the LLM's table it reads the decoder's."""
-    from .external import read_layout
-
     message(f"export: adapter for {adapter.llm}")
     stem = f"adapter-{file_stem(adapter.llm)}"
     graph, weights = checkpoint.file(f"{stem}.onnx"), checkpoint.file(f"{stem}.safetensors")

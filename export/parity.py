@@ -241,7 +241,7 @@ def _compare_tokens(recorded: Recorded, start: int, have: I64) -> int:
                 "next_token",
                 margin,
                 f"prompt {start + int(row)}, new token {step}",
-                f"expected token {want[row, step]}, got {have[row, step]}; the reference preferred its own by the",
+                f"expected token {want[row, step]}, got {have[row, step]}, which the reference has {margin:.3g} behind",
             )
         undecided += 1
     return undecided

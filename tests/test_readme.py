@@ -16,7 +16,8 @@ from typer.testing import CliRunner
 from latentwire.cli import app
 from latentwire.engines.toy import write_toy_bundle
 
-PAGES = ("README.md", "CONTRIBUTING.md", "docs/bundle.md", "docs/errors.md", "docs/frame.md")
+DOCS = ("docs/bundle.md", "docs/errors.md", "docs/frame.md", "docs/training.md")
+PAGES = ("README.md", "CONTRIBUTING.md", "reference/README.md", *DOCS)
 
 Block = tuple[str, str]
 
@@ -38,7 +39,7 @@ def readme(root: Path) -> str:
 
 
 @pytest.fixture(scope="module")
-def workplace(readme: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def sandbox(readme: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Where the examples run: a bundle (the toy engine) and the README's own docs.jsonl."""
     folder = tmp_path_factory.mktemp("readme")
     write_toy_bundle(folder / "bundle", max_tokens=4096)
@@ -73,8 +74,8 @@ def check_options(words: list[str]) -> None:
     assert {word for word in words if word.startswith("-")} <= known
 
 
-def test_the_use_section_runs_as_written(readme: str, workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(workplace)
+def test_the_use_section_runs_as_written(readme: str, sandbox: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(sandbox)
     use = readme.split("## Use")[1].split("\n## ")[0]
     (body,) = [body for language, body in blocks(use) if language == "bash"]
     for words in commands(body):
@@ -85,8 +86,8 @@ def test_the_use_section_runs_as_written(readme: str, workplace: Path, monkeypat
         assert run.stdout, words
 
 
-def test_python_blocks_run(readme: str, workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(workplace)
+def test_python_blocks_run(readme: str, sandbox: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(sandbox)
     sources = [body for language, body in blocks(readme) if language == "python"]
     assert sources
     for source in sources:
