@@ -29,7 +29,7 @@ from ..models.store import home
 from .answer import Answer
 from .demo_tables import Line, show, show_quality
 from .options import CompressOptions, GenerateOptions
-from .pipeline import Pipeline
+from .pipeline import Pipeline, raised
 from .rates import Rate, alternate
 
 
@@ -46,8 +46,8 @@ def run(llm: str, keep: Path | None, rounds: int, as_json: bool) -> int:
         documents, questions = _read("documents.jsonl"), _read("questions.jsonl")
         answers, wire = send(bundle, work)
         with Pipeline.open(bundle, verify="size") as pipe:
-            lines = compare(pipe, documents, questions, answers, wire)
-            rates = time_paths(pipe, documents, questions, rounds)
+            rates, full = time_paths(pipe, documents, questions, rounds)
+            lines = compare(documents, questions, answers, full, wire)
             facts = _facts(pipe, rounds)
     quality = _reference().get("quality") or {}
     if as_json:
@@ -77,8 +77,9 @@ def ready_bundle(llm: str) -> Path:
 
 def send(bundle: Path, work: Path) -> tuple[dict[str, dict[str, Any]], dict[str, int]]:
     """Compress in one process, answer in another. Returns answers and wire bytes by document."""
-    for name in ("documents.jsonl", "questions.jsonl"):
-        atomic_write_bytes(work / name, _data(name))
+    atomic_write_bytes(work / "documents.jsonl", _data("documents.jsonl"))
+    questions = [{k: q[k] for k in ("custom_id", "question")} for q in _read("questions.jsonl")]  # no answers
+    atomic_write_bytes(work / "questions.jsonl", "".join(json.dumps(q) + "\n" for q in questions).encode())
     frames, at = work / "frames", str(bundle)
     call("compress", str(work / "documents.jsonl"), "--out", str(frames), "--bundle", at, "--on-too-long", "chunk")
     (work / "documents.jsonl").unlink()  # from here on there are only bytes
@@ -89,22 +90,18 @@ def send(bundle: Path, work: Path) -> tuple[dict[str, dict[str, Any]], dict[str,
 
 
 def compare(
-    pipe: Pipeline,
     documents: list[dict[str, Any]],
     questions: list[dict[str, Any]],
     answers: dict[str, dict[str, Any]],
+    full_answers: list[Answer],
     wire: dict[str, int],
 ) -> list[Line]:
     """Answers from the frames beside answers from the full texts."""
-    texts = {d["custom_id"]: d for d in documents}
-    asked = [(texts[q["custom_id"]], q) for q in questions]
-    found = pipe.answers([d["text"] for d, _ in asked], [q["question"] for _, q in asked])
+    by_id = {d["custom_id"]: d for d in documents}
     lines = []
-    for (document, question), full in zip(asked, found, strict=True):
-        if not isinstance(full, Answer):
-            raise full
-        name = document["custom_id"]
-        sent = answers[name]
+    for question, full in zip(questions, full_answers, strict=True):
+        name = question["custom_id"]
+        document, sent = by_id[name], answers[name]
         lines.append(
             Line(
                 document["title"],
@@ -123,21 +120,23 @@ def compare(
 
 def time_paths(
     pipe: Pipeline, documents: list[dict[str, Any]], questions: list[dict[str, Any]], rounds: int
-) -> dict[str, Rate]:
-    """Samples a minute of answering from frames, answering from full texts, and compressing."""
+) -> tuple[dict[str, Rate], list[Answer]]:
+    """Samples a minute of answering from frames, from full texts, and of compressing; answers from the full texts."""
     by_id = {d["custom_id"]: d["text"] for d in documents}
     texts = [by_id[q["custom_id"]] for q in questions]
     prompts = [q["question"] for q in questions]
     options = CompressOptions(on_too_long="chunk")
     frames = pipe.compress(texts, options)
-    pipe.generate(frames[:1], prompts[:1])  # the full-text path has already run
+    pipe.generate(frames[:1], prompts[:1])  # so that every graph is loaded before the clock runs
+    full: list[Answer] = []
     paths = {
         "from latents": lambda: pipe.generate(frames, prompts),
-        "from full text": lambda: pipe.generate_text(texts, prompts),
+        "from full text": lambda: full.extend(raised(pipe.answers(texts, prompts))),
         "compress": lambda: pipe.compress(texts, options),
     }
     with track("time both paths", len(paths) * rounds, "runs") as bar:
-        return alternate(paths, len(texts), rounds, bar.advance)
+        rates = alternate(paths, len(texts), rounds, bar.advance)
+    return rates, full[: len(texts)]
 
 
 def call(*words: str) -> str:

@@ -83,7 +83,7 @@ class Pipeline:
             RowError: 2005-2009 the first text that cannot be sent.
             LatentError: 3001 its latents are not finite.
         """
-        return [found.message.pack() for found in _raised(self.compress_rows(texts, options))]
+        return [found.message.pack() for found in raised(self.compress_rows(texts, options))]
 
     def generate(
         self, frames: Sequence[bytes], prompts: Sequence[str], options: GenerateOptions = _GENERATE
@@ -95,13 +95,13 @@ class Pipeline:
             ModelError: 3101 frame of another encoder.
             RowError: 2005-2009 a question that is empty or does not fit.
         """
-        return [found.text for found in _raised(self.answers(frames, prompts, options))]
+        return [found.text for found in raised(self.answers(frames, prompts, options))]
 
     def generate_text(
         self, texts: Sequence[str], prompts: Sequence[str], options: GenerateOptions = _GENERATE
     ) -> list[str]:
         """The same prompts with whole texts instead of latents, on the same engine: the reference path."""
-        return [found.text for found in _raised(self.answers(texts, prompts, options))]
+        return [found.text for found in raised(self.answers(texts, prompts, options))]
 
     def stream(self, context: Context, prompt: str, options: GenerateOptions = _GENERATE) -> Iterator[str]:
         """One answer in pieces, as soon as they are certain; joined they are what ``generate`` returns."""
@@ -187,7 +187,7 @@ class Pipeline:
         return request
 
 
-def _raised(found: Sequence[T | LatentWireError]) -> list[T]:
+def raised(found: Sequence[T | LatentWireError]) -> list[T]:
     """The results, unless one is an error: the first is raised."""
     out: list[T] = []
     for item in found:
