@@ -76,19 +76,25 @@ def show_quality(quality: dict[str, Any], llm: str) -> None:
             rows.append((name.format(M=quality.get("latents", "M")), f"{row['context_positions']:g}", *cells))
     title = f"\nthe checkpoint on {found.get('questions', '?')} held-out questions (NLL: lower is better)"
     print_table(["the model sees", "positions", "NLL, nats/token", "first token right", "F1"], rows, title)
-    print_text(verdict(kinds))
+    print_text(verdict(kinds, quality.get("latents", "M")))
 
 
-def verdict(kinds: dict[str, Any]) -> str:
-    """One honest sentence about NLL."""
-    own = kinds["latents"]["nll"]
-    lost = [
-        name.format(M="M") for kind, name in _KINDS.items() if kind in ("none", "first") and own >= kinds[kind]["nll"]
-    ]
-    if lost:
-        return f"The latents do NOT beat: {', '.join(lost)}. This checkpoint needs more training."
-    share = (kinds["none"]["nll"] - own) / (kinds["none"]["nll"] - kinds["full"]["nll"])
-    return f"The latents beat no context and the first tokens, and close {share:.0%} of the gap to the full text."
+def verdict(kinds: dict[str, Any], latents: object) -> str:
+    """One honest sentence for each measure that the checkpoint was scored with."""
+    said = []
+    for column, name, sign in (("nll", "NLL", -1), ("f1", "F1", 1)):
+        own = kinds["latents"].get(column)
+        if own is None:
+            continue
+        better = [k for k in ("none", "first") if k in kinds and sign * kinds[k][column] >= sign * own]
+        if better:
+            which = " nor ".join(_KINDS[k].format(M=latents) for k in better)
+            said.append(f"By {name} the latents do NOT beat {which}.")
+        else:
+            said.append(f"By {name} the latents beat no context and the first {latents} tokens.")
+    nll = {kind: row["nll"] for kind, row in kinds.items()}
+    share = (nll["none"] - nll["latents"]) / (nll["none"] - nll["full"])
+    return " ".join([*said, f"They close {share:.0%} of the NLL gap between no context and the full text."])
 
 
 def holds(answer: str, gold: str) -> bool:

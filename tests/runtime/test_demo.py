@@ -66,11 +66,15 @@ def test_rates_alternate() -> None:
 
 
 def test_the_verdict_is_honest() -> None:
-    assert "50%" in verdict(KINDS)
-    assert "beat no context" in verdict(KINDS)
+    good = verdict(KINDS, 32)
+    assert "By NLL the latents beat no context and the first 32 tokens." in good
+    assert "By F1 the latents beat no context and the first 32 tokens." in good
+    assert "close 50%" in good
     worse = {**KINDS, "latents": {**KINDS["latents"], "nll": 3.6}}
-    assert "NOT beat: first" in verdict(worse)
-    assert "no context, first" in verdict({**KINDS, "latents": {**KINDS["latents"], "nll": 4.2}})
+    assert "By NLL the latents do NOT beat first 32 tokens." in verdict(worse, 32)
+    worst = {**KINDS, "latents": {**KINDS["latents"], "nll": 4.2, "f1": 0.07}}
+    assert "By NLL the latents do NOT beat no context nor first 32 tokens." in verdict(worst, 32)
+    assert "By F1 the latents do NOT beat first 32 tokens." in verdict(worst, 32)
 
 
 def test_the_quality_table(capsys: pytest.CaptureFixture[str]) -> None:
