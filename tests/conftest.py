@@ -41,6 +41,14 @@ def _gpu() -> bool:
     return Path("/dev/nvidia0").exists()
 
 
+@pytest.fixture(autouse=True)
+def _talkative() -> None:
+    """Commands run in this process set ``--quiet`` for all that follows; every test starts as a user would."""
+    from latentwire.core.console import configure
+
+    configure(quiet=False, debug=False, every_s=5.0)
+
+
 @pytest.fixture(scope="session")
 def root() -> Path:
     """The repository root, which is also the package."""
