@@ -177,6 +177,21 @@ def test_answers_do_not_depend_on_neighbours(pipe: Pipeline, codec: Any) -> None
     assert pipe.answers(frames, questions, tiny_memory) == together
 
 
+def test_requests_share_batches(pipe: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without this, equal answers alone and in a batch could mean that nothing was ever batched."""
+    sizes: list[int] = []
+    prefill = pipe.engine.prefill
+
+    def counted(buffers: Any, embeds: Any, lengths: Any) -> None:
+        sizes.append(len(lengths))
+        prefill(buffers, embeds, lengths)
+
+    monkeypatch.setattr(pipe.engine, "prefill", counted)
+    frames = pipe.compress([TEXTS[0]] * 7, CHUNK)
+    pipe.generate(frames, ["When?"] * 7, GenerateOptions(batch_size=3))
+    assert sizes == [3, 3, 1]
+
+
 def test_latents_do_not_depend_on_neighbours(pipe: Pipeline) -> None:
     together = pipe.compress(TEXTS, CHUNK)
     assert together == [pipe.compress([t], CHUNK)[0] for t in TEXTS]
