@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Final, Literal
 
 from ..core.errors import BundleError
-from .manifest import FORMAT, VERSION, AdapterInfo, EncoderInfo, FileEntry, LlmInfo, Manifest, parse
+from .manifest import FORMAT, VERSION, AdapterInfo, EncoderInfo, FileEntry, LlmInfo, Manifest, PlanInfo, parse
 from .onnx_paths import external_files
 
 __all__ = [
@@ -26,6 +26,7 @@ __all__ = [
     "FileEntry",
     "LlmInfo",
     "Manifest",
+    "PlanInfo",
     "describe",
     "describe_files",
     "read_bundle",

@@ -9,14 +9,15 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Final, TypeVar
 
 from ..core.errors import BundleError
 from .tensors import GraphSpec, TensorSpec
 
 FORMAT: Final = "latentwire-bundle"
-VERSION: Final = 1
+VERSION: Final = 2
+"""1: before flavours, fixed capacities and plans; still read."""
 
 T = TypeVar("T")
 
@@ -82,15 +83,43 @@ class AdapterInfo:
 
 
 @dataclass(frozen=True)
+class PlanInfo:
+    """A graph compiled by TensorRT: machine code for the GPUs it names, loaded by the version that wrote it.
+
+    Attributes:
+        file: name in ``files``, where its SHA-256 stands.
+        package: ``tensorrt`` or ``tensorrt-rtx``.
+        version: of that package, in full.
+        gpus: compute capabilities, such as ``sm_89``.
+        batch: largest B.
+        length: largest S (decoder: positions of one call; encoder: tokens of a text; splice: T).
+        seconds: what the build took.
+        audit: what was counted in the parsed network before the build.
+    """
+
+    file: str
+    package: str
+    version: str
+    gpus: tuple[str, ...]
+    batch: int
+    length: int
+    seconds: float
+    audit: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
 class Manifest:
     """All that a bundle says about itself.
 
     Attributes:
         files: by file name, every file of the bundle except manifest.json.
         graphs: by part (``encoder``, ``adapter``, ``splice``, ``decoder``).
-        precision: numeric type of the decoder's weights and cache.
+        precision: how the decoder stores and multiplies: ``fp32``, ``fp16``, ``bf16``, ``int8``, ``w8``, ``w4``, ``fp8``.
         quality: measured figures of the checkpoint, as its meta.json gave them, and of the export.
         versions: package name to version, of what wrote the bundle.
+        flavour: attention node of the decoder: ``dual``, ``mask`` or ``gqa``.
+        capacity: cache slots a row that the decoder graph is fixed to; 0: any.
+        plans: by part, graphs compiled for TensorRT.
         fingerprint: SHA-256 of everything above; filled by ``seal``.
     """
 
@@ -102,6 +131,9 @@ class Manifest:
     precision: str
     quality: Mapping[str, Any]
     versions: Mapping[str, str]
+    flavour: str = "dual"
+    capacity: int = 0
+    plans: Mapping[str, PlanInfo] = field(default_factory=dict)
     fingerprint: str = ""
 
     def to_json(self) -> dict[str, Any]:
@@ -117,6 +149,9 @@ class Manifest:
             "precision": self.precision,
             "quality": dict(self.quality),
             "versions": dict(self.versions),
+            "flavour": self.flavour,
+            "capacity": self.capacity,
+            "plans": {part: asdict(plan) for part, plan in self.plans.items()},
         }
         return {**body, "fingerprint": body_fingerprint(body)}
 
@@ -159,9 +194,9 @@ def parse(data: bytes, where: str) -> Manifest:
             expected=f"this version reads up to {VERSION}, the bundle is {version}",
             fix="update latentwire or export again",
         )
-    if version != VERSION or isinstance(version, bool):
+    if not isinstance(version, int) or isinstance(version, bool) or version < 1:
         raise BundleError(
-            4001, "manifest has no version", where=where, expected=f"expected {VERSION}, got {version!r:.40}"
+            4001, "manifest has no version", where=where, expected=f"expected 1 to {VERSION}, got {version!r:.40}"
         )
     try:
         return _build(body)
@@ -173,6 +208,7 @@ def _build(body: dict[str, Any]) -> Manifest:
     known = {f.name for f in fields(Manifest)} | {"format", "version"}
     if unknown := set(body) - known:
         raise ValueError(f"unknown keys {sorted(unknown)}")
+    later: dict[str, Any] = {"flavour": "dual", "capacity": 0, "plans": {}} if body["version"] == 1 else body
     manifest = Manifest(
         files=_table(body["files"], lambda v: _record(FileEntry, v)),
         encoder=_record(EncoderInfo, body["encoder"]),
@@ -182,6 +218,9 @@ def _build(body: dict[str, Any]) -> Manifest:
         precision=_is(str, body["precision"]),
         quality=_is(dict, body["quality"]),
         versions=_table(body["versions"], lambda v: _is(str, v)),
+        flavour=_is(str, later["flavour"]),
+        capacity=_is(int, later["capacity"]),
+        plans=_table(later["plans"], lambda v: _record(PlanInfo, v)),
         fingerprint=_is(str, body["fingerprint"]),
     )
     bytes.fromhex(manifest.encoder.fingerprint)
@@ -215,6 +254,9 @@ def _record(cls: type[T], value: object) -> T:
     read: dict[str, Callable[[object], object]] = {
         "str": lambda v: _is(str, v),
         "int": lambda v: _is(int, v),
+        "float": lambda v: _is(float, v),
+        "Mapping[str, Any]": lambda v: _is(dict, v),
+        "tuple[str, ...]": lambda v: tuple(_is(str, i) for i in _is(list, v)),
         "tuple[int, ...]": lambda v: tuple(_is(int, i) for i in _is(list, v)),
     }
     return cls(**{name: read[kind](given[name]) for name, kind in wanted.items()})

@@ -144,8 +144,21 @@ def test_manifest_without_a_known_version(folder: Path, version: object) -> None
 
 
 def test_later_version(folder: Path) -> None:
-    edit(folder, lambda body: body.update(version=2, anything="else"))
+    edit(folder, lambda body: body.update(version=3, anything="else"))
     fails(folder, 4009)
+
+
+def test_version_1(folder: Path) -> None:
+    """Bundles written before flavours and plans are read as what they were."""
+
+    def older(body: dict[str, Any]) -> None:
+        body["version"] = 1
+        for key in ("flavour", "capacity", "plans"):
+            del body[key]
+
+    edit(folder, older)
+    manifest = read_bundle(folder).manifest
+    assert (manifest.flavour, manifest.capacity, manifest.plans) == ("dual", 0, {})
 
 
 def test_manifest_changed_by_hand(folder: Path) -> None:
