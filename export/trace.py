@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
     from ..training.model import LatentModel
 
+FOLDED_ELEMENTS: Final = 16
+"""Shapes and axes have fewer; weights, which must stay named tensors, have more."""
 INLINE_BYTES: Final = 1024
 """Constants up to this size may stay inside the ONNX file; anything larger must be a named weight."""
 
@@ -104,6 +106,8 @@ def _trace(
 ) -> Path:
     """Export one module and point its weights at the safetensors file."""
     import torch
+    from onnx_ir.passes import common as common_passes
+    from onnxscript.optimizer import fold_constants
 
     dims = {name: torch.export.Dim(name) for axes in dynamic.values() for name in axes.values()}
     shapes = (tuple({axis: dims[d] for axis, d in dynamic[name].items()} for name in inputs),)
@@ -121,6 +125,9 @@ def _trace(
             verbose=False,
         )
     assert program is not None
+    # TensorRT takes the axes of a reduction from a constant, not from nodes that compute one.
+    fold_constants(program.model, input_size_limit=FOLDED_ELEMENTS, output_size_limit=FOLDED_ELEMENTS)
+    common_passes.RemoveUnusedNodesPass()(program.model)
     model: onnx.ModelProto = program.model_proto
     model.ir_version = IR_VERSION
     _place(model, weights, tables, {own: name.removeprefix("adapter.") for own, name in wrapped.names.items()}, path)

@@ -112,6 +112,16 @@ def test_a_published_checkpoint_tells_how_it_was_trained_and_rounds_weights_only
     assert any(np.array_equal(v.ravel(), exact) for v in values)
 
 
+def test_reductions_read_their_axes_from_constants(run: Path, tmp_path: Path) -> None:
+    """TensorRT refuses axes that a node computes, even from constants."""
+    publish(run, tmp_path / "c", {})
+    graph = onnx.load(tmp_path / "c" / "encoder.onnx", load_external_data=False).graph
+    known = {t.name for t in graph.initializer} | {n.output[0] for n in graph.node if n.op_type == "Constant"}
+    axes = [n.input[1] for n in graph.node if n.op_type.startswith("Reduce") and len(n.input) > 1]
+    assert len(axes) > 5
+    assert set(axes) <= known
+
+
 def test_publishing_again_keeps_the_card(run: Path, tmp_path: Path) -> None:
     publish(run, tmp_path / "c", {})
     (tmp_path / "c" / "README.md").write_text("card")
