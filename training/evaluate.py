@@ -6,9 +6,6 @@ gives every question the latents of another text: where it scores like ``latents
 
 from __future__ import annotations
 
-import re
-import string
-from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -19,6 +16,7 @@ from torch.nn import functional as F
 
 from ..core.errors import InputError
 from ..core.prompt import join
+from ..core.scoring import best_f1, exact
 from .batch import answer_branch, pad, task_range
 from .data import Item
 from .llm import LMWrapper
@@ -114,10 +112,8 @@ def measure(
         np.array([row[0] for row in flat]),
         np.array([row[1] for row in flat]),
         np.array([row[2] for row in flat]),
-        np.array([max(f1(t, g) for g in gold) for t, gold in zip(texts, golds, strict=True)]) if scored else None,
-        np.array([float(max(normalise(t) == normalise(g) for g in gold)) for t, gold in zip(texts, golds, strict=True)])
-        if scored
-        else None,
+        np.array([best_f1(t, gold) for t, gold in zip(texts, golds, strict=True)]) if scored else None,
+        np.array([exact(t, gold) for t, gold in zip(texts, golds, strict=True)]) if scored else None,
         texts,
     )
 
@@ -184,26 +180,3 @@ def _generate(
     for at in range(0, len(embeds), 32):
         out += [llm.tokenizer.decode(ids).split("\n")[0].strip() for ids in llm.generate(embeds[at : at + 32], most)]
     return out
-
-
-def normalise(text: str) -> str:
-    """SQuAD's answer normalisation: lower case, no punctuation, no articles, single spaces (Rajpurkar et al. 2016)."""
-    text = "".join(c for c in text.lower() if c not in string.punctuation)
-    return " ".join(re.sub(r"\b(a|an|the)\b", " ", text).split())
-
-
-def f1(answer: str, gold: str) -> float:
-    """Token F1 of two answers after normalisation; 1 if both are empty."""
-    a, g = normalise(answer).split(), normalise(gold).split()
-    if not a or not g:
-        return float(a == g)
-    same = sum((Counter(a) & Counter(g)).values())
-    return 2 * same / (len(a) + len(g))
-
-
-def interval(values: np.ndarray[tuple[int], np.dtype[np.float64]], seed: int = 0) -> tuple[float, float]:
-    """95 % bootstrap interval of the mean, 1,000 resamples of questions."""
-    rng = np.random.default_rng(seed)
-    means = values[rng.integers(len(values), size=(1000, len(values)))].mean(1)
-    low, high = np.percentile(means, [2.5, 97.5])
-    return float(low), float(high)

@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 
 from ..core.console import track
+from ..core.scoring import interval
 from .data import Item
-from .evaluate import KINDS, Answers, interval, measure
+from .evaluate import KINDS, Answers, measure
 from .model import LatentModel
 
 NAMES = {

@@ -1,0 +1,23 @@
+"""Scores of answers by hand."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from latentwire.core.scoring import best_f1, exact, f1, interval, normalise
+
+
+def test_answer_scores() -> None:
+    assert normalise("The  Cat, sat!") == "cat sat"
+    assert f1("the red cat", "a cat") == pytest.approx(2 / 3)
+    assert f1("", "") == 1.0
+    assert f1("dog", "") == 0.0
+    assert best_f1("the red cat", ["dog", "a cat"]) == pytest.approx(2 / 3)
+    assert (exact("The cat.", ["dog", "cat"]), exact("red cat", ["cat"])) == (1.0, 0.0)
+
+
+def test_interval_of_a_mean() -> None:
+    low, high = interval(np.array([0.0, 1.0] * 50))
+    assert 0.35 < low < 0.5 < high < 0.65
+    assert interval(np.full(7, 2.0)) == (2.0, 2.0)
