@@ -17,8 +17,8 @@ from .manifest import LlmInfo
 
 GUARD: Final = 64
 """Elements before and after each cache tensor that nothing may write to."""
-SENTINEL: Final = 1234.5
-"""Value of guard elements and of cache slots nobody has written yet; finite, and exact in every float type."""
+SENTINEL: Final = 1232.0
+"""Value of guard elements and of cache slots nobody has written yet; finite, and exact in every float type: 77 x 16."""
 
 
 @dataclass
