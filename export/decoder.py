@@ -10,6 +10,7 @@ In: a ``DecoderConfig`` and the layout of the weight file. Out: an ONNX model. R
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
@@ -20,10 +21,13 @@ from onnx import TensorProto
 
 from ..engines.specs import decoder_spec
 from ..engines.tensors import Dim
-from .attention import attention, attention_function
+from .attention import CachedAttention, Flavour, functions
 from .external import Layout
 from .families import DecoderConfig
 from .graph import ELEMENT_TYPES, Graph
+from .precision import Precision
+from .projection import Operand, Projection
+from .quantize import table_dtype
 from .rope import tables
 from .weights import EMBEDDING, FINAL_NORM, HEAD
 
@@ -40,24 +44,35 @@ def rope_tables(config: DecoderConfig) -> dict[str, npt.NDArray[np.float32]]:
 
 
 def build_decoder(
-    config: DecoderConfig, layout: Layout, dtype: str = "float32", capacity: Dim = "C"
+    config: DecoderConfig,
+    layout: Layout,
+    precision: Precision,
+    flavour: Flavour = "dual",
+    capacity: Dim = "C",
+    scales: Mapping[str, float] | None = None,
 ) -> onnx.ModelProto:
     """The decoder of one LLM.
 
     Args:
         config: its numbers.
-        layout: its weights under the names of ``weights.sources``, and the tables of ``rope_tables``.
-        dtype: of weights, activations and cache; embeddings and logits cross the border as float32.
+        layout: its weights: ``quantize.stored`` of ``weights.sources`` and of ``rope_tables``.
+        precision: dtype of activations and cache, and form of the matrices; embeddings and logits cross the border
+            as float32.
+        flavour: of the attention.
         capacity: cache slots a row; TensorRT wants a number here, ONNX Runtime takes any at run time.
+        scales: fp8 only, as ``fp8.calibrate`` finds them.
 
     requires: layout holds every name. ensures: the graph's inputs and outputs are ``decoder_spec``.
     """
-    b = _Builder(Graph("decoder", layout), config, dtype)
-    x = b.g.op("Cast", "inputs_embeds", out=HIDDEN.format(0), to=ELEMENT_TYPES[dtype])
+    g = Graph("decoder", layout)
+    dtype = ELEMENT_TYPES[precision.dtype]
+    products = Projection(g, precision, scales or {})
+    b = _Builder(g, config, products, CachedAttention(g, config, flavour, dtype, capacity))
+    x = g.op("Cast", "inputs_embeds", out=HIDDEN.format(0), to=dtype)
     for i in range(config.num_layers):
         x = b.layer(i, x)
     b.head(x)
-    return b.g.model(decoder_spec(config, dtype, capacity), [attention_function()])
+    return g.model(decoder_spec(config, precision.dtype, capacity), functions(flavour))
 
 
 @dataclass(frozen=True)
@@ -66,7 +81,8 @@ class _Builder:
 
     g: Graph
     c: DecoderConfig
-    dtype: str
+    p: Projection
+    attention: CachedAttention
 
     def layer(self, i: int, x: str) -> str:
         at, four = f"layer.{i}.", self.c.switches.four_norms
@@ -79,49 +95,53 @@ class _Builder:
     def norm(self, x: str, weight: str) -> str:
         return self.g.op("RMSNormalization", x, self.g.weight(weight), axis=-1, epsilon=self.c.eps)
 
-    def project(self, x: str, weight: str, bias: str = "") -> str:
-        y = self.g.op("MatMul", x, self.g.weight(weight))
-        return self.g.op("Add", y, self.g.weight(bias)) if bias else y
-
     def attend(self, i: int, x: str) -> str:
         """Attention over the cache, which gains the new keys and values; x and result [B,S,H]."""
-        at, g = f"layer.{i}.", self.g
-        q, k = (self.rotate(i, self.heads(i, x, n)) for n in "qk")
-        keys = g.op("TensorScatter", f"past_k.{i}", k, "write_indices", out=f"present_k.{i}", axis=-2)
-        v = self.heads(i, x, "v")
-        values = g.op("TensorScatter", f"past_v.{i}", v, "write_indices", out=f"present_v.{i}", axis=-2)
-        mixed = attention(g, q, (keys, values), self.c.attention_scale, ELEMENT_TYPES[self.dtype])
-        rows = g.op("Transpose", mixed, perm=[0, 2, 1, 3])
-        width = self.c.num_heads * self.c.head_dim
-        flat = g.op("Reshape", rows, g.constant("shape.rows", np.array([0, 0, width], np.int64)))
-        return self.project(flat, f"{at}o")
+        at, c = f"layer.{i}.", self.c
+        rows = self.p.operand(x, c.hidden_size, f"{at}q")
+        q, k = (self.rotate(i, self.heads(i, rows, n), n) for n in "qk")
+        mixed = self.attention(i, q, k, self.heads(i, rows, "v"))
+        out = self.p.product(self.p.operand(mixed, c.num_heads * c.head_dim, f"{at}o"), f"{at}o")
+        return self.p.stream(out, c.hidden_size)
 
-    def heads(self, i: int, x: str, n: str) -> str:
-        """Projection ``n`` (q, k or v) as [B,heads,S,D], normalised where the family does."""
-        at, g, s = f"layer.{i}.", self.g, self.c.switches
-        count = self.c.num_heads if n == "q" else self.c.num_kv_heads
-        y = self.project(x, f"{at}{n}", f"{at}{n}_bias" if s.qkv_bias else "")
-        shape = g.constant(f"shape.heads.{count}", np.array([0, 0, count, self.c.head_dim], np.int64))
-        y = g.op("Reshape", y, shape)
-        if s.qk_norm and n != "v":
+    def heads(self, i: int, rows: Operand, n: str) -> str:
+        """Projection ``n`` (q, k or v), normalised where the family does, in the layout of the attention."""
+        at, s, d = f"layer.{i}.", self.c.switches, self.c.head_dim
+        count = self.count(n)
+        y = self.p.product(rows, f"{at}{n}", f"{at}{n}_bias" if s.qkv_bias else "")
+        normed = s.qk_norm and n != "v"
+        if self.attention.flat and not normed:
+            return self.p.stream(y, count * d)
+        y = self.p.reshape(y, count, d)
+        if normed:
             y = self.norm(y, f"{at}{n}_norm")
-        return g.op("Transpose", y, perm=[0, 2, 1, 3])
+        if self.attention.flat:
+            width = self.g.constant(f"shape.flat.{count * d}", np.array([0, 0, count * d], np.int64))
+            return self.g.op("Reshape", y, width)
+        return self.g.op("Transpose", y, perm=[0, 2, 1, 3])
 
-    def rotate(self, i: int, x: str) -> str:
-        """Rotary embedding of [B,heads,S,D] at ``position_ids``."""
+    def count(self, n: str) -> int:
+        return self.c.num_heads if n == "q" else self.c.num_kv_heads
+
+    def rotate(self, i: int, x: str, n: str) -> str:
+        """Rotary embedding of q or k at ``position_ids``."""
         at = f"rope.{self.c.layer_rope[i]}."
         cos, sin = self.g.weight(f"{at}cos"), self.g.weight(f"{at}sin")
+        if self.attention.flat:
+            return self.g.op("RotaryEmbedding", x, cos, sin, "position_ids", num_heads=self.count(n))
         return self.g.op("RotaryEmbedding", x, cos, sin, "position_ids")
 
     def mlp(self, at: str, x: str) -> str:
         """Gated MLP. silu is written Sigmoid * x: no engine has a kernel for the newer single operator."""
-        g = self.g
-        gate, up = self.project(x, f"{at}gate"), self.project(x, f"{at}up")
-        if self.c.switches.activation == "silu":
+        g, p, c = self.g, self.p, self.c
+        rows = p.operand(x, c.hidden_size, f"{at}gate")
+        gate, up = p.product(rows, f"{at}gate"), p.product(rows, f"{at}up")
+        if c.switches.activation == "silu":
             gated = g.op("Mul", gate, g.op("Sigmoid", gate))
         else:
             gated = g.op("Gelu", gate, approximate="tanh")
-        return self.project(g.op("Mul", gated, up), f"{at}down")
+        down = p.product(p.operand(g.op("Mul", gated, up), c.intermediate_size, f"{at}down"), f"{at}down")
+        return p.stream(down, c.hidden_size)
 
     def head(self, x: str) -> None:
         """Only the last true position of each row reaches the head: a fifth of prefill is saved."""
@@ -129,18 +149,22 @@ class _Builder:
         index = g.op("Unsqueeze", "last_index", g.constant("axis.1", np.array([1], np.int64)))
         last = g.op("GatherND", x, index, batch_dims=1)
         last = self.norm(last, FINAL_NORM)
-        table = g.weight(EMBEDDING)
-        scores = g.op("Gemm", last, table if self.c.tied else g.weight(HEAD), transB=1)
+        scores = self.p.head(last, self.c.hidden_size, EMBEDDING if self.c.tied else HEAD, HEAD)
         g.op("Cast", scores, out="logits", to=TensorProto.FLOAT)
         g.op("ArgMax", "logits", out="next_token", axis=-1, keepdims=0)
-        row = g.op("Gather", table, "next_token")
-        row = g.op("Cast", scaled(g, row, self.c, self.dtype), to=TensorProto.FLOAT)
+        row = embedded(g, "next_token", self.c, self.p.precision)
         g.op("Unsqueeze", row, g.constant("axis.1", np.array([1], np.int64)), out="next_embeds")
 
 
-def scaled(g: Graph, x: str, config: DecoderConfig, dtype: str) -> str:
-    """Table rows as the LLM's embedding module returns them; the factor is rounded to the weights' dtype."""
-    if config.embed_scale == 1.0:
-        return x
-    factor = g.op("Cast", g.constant("embed_scale", np.array(config.embed_scale, np.float32)), to=ELEMENT_TYPES[dtype])
-    return g.op("Mul", x, factor)
+def embedded(g: Graph, ids: str, config: DecoderConfig, precision: Precision) -> str:
+    """Table rows float32 as the LLM's embedding module returns them; its factor is rounded to its weights' dtype.
+
+    Rows are gathered first and widened then: an engine would widen a constant table as a whole, in memory.
+    """
+    row = g.op("Gather", g.weight(EMBEDDING), ids)
+    if table_dtype(precision) != precision.dtype:
+        row = g.op("Cast", row, to=ELEMENT_TYPES[precision.dtype])
+    if config.embed_scale != 1.0:
+        factor = g.constant("embed_scale", np.array(config.embed_scale, np.float32))
+        row = g.op("Mul", row, g.op("Cast", factor, to=ELEMENT_TYPES[precision.dtype]))
+    return g.op("Cast", row, to=TensorProto.FLOAT)

@@ -28,6 +28,7 @@ from .families import DecoderConfig, read_config
 from .graph import save
 from .modules import TABLE, place_module
 from .parity import find_reference, gate
+from .precision import PRECISIONS
 from .splice import build_splice
 from .weights import EMBEDDING, WeightReader
 
@@ -77,14 +78,14 @@ def export_bundle(request: Request) -> Bundle:
     return read_bundle(request.out, verify="size")
 
 
-def write_llm(llm: ModelFolder, folder: Path, dtype: str = "float32") -> DecoderConfig:
+def write_llm(llm: ModelFolder, folder: Path) -> DecoderConfig:
     """Decoder and splice graphs, their one weight file, and the tokenizer."""
     config = read_config(llm.config, str(llm.path))
     message(f"export: decoder of {llm.name}, {config.num_layers} layers")
     with WeightReader(llm.weights, config) as reader:
         layout = write_weights(folder / "decoder.safetensors", dict(reader) | rope_tables(config))
-    save(build_decoder(config, layout, dtype), folder / "decoder.onnx")
-    save(build_splice(config, layout, dtype), folder / "splice.onnx")
+    save(build_decoder(config, layout, PRECISIONS["fp32"]), folder / "decoder.onnx")
+    save(build_splice(config, layout, PRECISIONS["fp32"]), folder / "splice.onnx")
     shutil.copyfile(llm.tokenizer_path, folder / "tokenizer.json")
     return config
 

@@ -23,6 +23,7 @@ ELEMENT_TYPES: Final[dict[str, int]] = {
     "F32": TensorProto.FLOAT,
     "F16": TensorProto.FLOAT16,
     "BF16": TensorProto.BFLOAT16,
+    "F8_E4M3": TensorProto.FLOAT8E4M3FN,
     "I64": TensorProto.INT64,
     "I32": TensorProto.INT32,
     "I8": TensorProto.INT8,

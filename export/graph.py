@@ -28,7 +28,11 @@ ELEMENT_TYPES: Final[dict[str, int]] = {
     "bfloat16": TensorProto.BFLOAT16,
     "int64": TensorProto.INT64,
     "int32": TensorProto.INT32,
+    "float8_e4m3fn": TensorProto.FLOAT8E4M3FN,
 }
+
+CONTRIB: Final = "com.microsoft"
+"""Domain of ONNX Runtime's own operators."""
 
 
 class Graph:
@@ -45,6 +49,7 @@ class Graph:
         self.nodes: list[onnx.NodeProto] = []
         self.initializers: dict[str, onnx.TensorProto] = {}
         self._count: dict[str, int] = {}
+        self._shared: set[str] = set()
 
     def op(self, op_type: str, *inputs: str, out: str | None = None, domain: str = "", **attributes: Any) -> str:
         """Add a node with one output and return the output's name; ``""`` is an absent input."""
@@ -54,6 +59,13 @@ class Graph:
         )
         self.nodes.append(node)
         return output
+
+    def once(self, name: str, op_type: str, *inputs: str, domain: str = "", **attributes: Any) -> str:
+        """As ``op`` with output ``name``, which several parts of the graph share: the first call makes it."""
+        if name not in self._shared:
+            self._shared.add(name)
+            self.op(op_type, *inputs, out=name, domain=domain, **attributes)
+        return name
 
     def constant(self, name: str, value: npt.NDArray[Any]) -> str:
         """An array inside the ONNX file; the same name twice is the same constant."""
@@ -79,7 +91,8 @@ class Graph:
             list(self.initializers.values()),
         )
         opsets = [helper.make_opsetid("", OPSET)]
-        opsets += [helper.make_opsetid(domain, 1) for domain in dict.fromkeys(f.domain for f in functions)]
+        domains = [f.domain for f in functions] + [n.domain for n in self.nodes]
+        opsets += [helper.make_opsetid(domain, 1) for domain in dict.fromkeys(domains) if domain]
         model = helper.make_model(graph, opset_imports=opsets, functions=list(functions), producer_name=PRODUCER)
         model.ir_version = IR_VERSION
         return model

@@ -9,23 +9,21 @@ from __future__ import annotations
 
 import numpy as np
 import onnx
-from onnx import TensorProto
 
 from ..engines.specs import splice_spec
-from .decoder import scaled
+from .decoder import embedded
 from .external import Layout
 from .families import DecoderConfig
 from .graph import Graph
-from .weights import EMBEDDING
+from .precision import Precision
 
 
-def build_splice(config: DecoderConfig, layout: Layout, dtype: str = "float32") -> onnx.ModelProto:
-    """The splice graph of one LLM; its table is the decoder's own, of ``dtype``, in the decoder's weight file."""
+def build_splice(config: DecoderConfig, layout: Layout, precision: Precision) -> onnx.ModelProto:
+    """The splice graph of one LLM; its table is the decoder's own, in the decoder's weight file."""
     g = Graph("splice", layout)
     zero, last = g.constant("zero", np.array(0, np.int64)), g.constant("axis.last", np.array([-1], np.int64))
     is_row = g.op("GreaterOrEqual", "row_index", zero)
-    tokens = scaled(g, g.op("Gather", g.weight(EMBEDDING), "input_ids"), config, dtype)
-    tokens = g.op("Cast", tokens, to=TensorProto.FLOAT)
+    tokens = embedded(g, "input_ids", config, precision)
     # [B,T,1] rows of [B,R,H]: one index a position, the same batch row.
     index = g.op("Unsqueeze", g.op("Max", "row_index", zero), last)
     picked = g.op("GatherND", "rows", index, batch_dims=1)

@@ -3,23 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 
-import ml_dtypes  # noqa: F401  # numpy learns the name bfloat16
 import numpy as np
 import onnx
 import pytest
 
 from latentwire.engines.bundle import Bundle
 from latentwire.engines.ort import OrtCpuEngine
-from latentwire.export.decoder import build_decoder, rope_tables
-from latentwire.export.external import write_weights
-from latentwire.export.families import read_config
-from latentwire.export.graph import save
 from latentwire.export.parity import check_greedy, check_states, check_weights
 from latentwire.export.probe import ProbeEngine, embed, greedy
 from latentwire.export.recorded import Recorded
-from latentwire.export.weights import WeightReader
 from latentwire.models.folder import ModelFolder
 
 KINDS = ["llama", "llama-tied", "llama-3.1", "qwen2", "qwen2-tied", "gemma3"]
@@ -147,25 +140,3 @@ def test_tied_table_is_stored_once(tiny_decoder: Callable[[str], Bundle]) -> Non
     for kind, tied in (("llama-tied", True), ("qwen2", False)):
         with safe_open(tiny_decoder(kind).path / "decoder.safetensors", "numpy") as file:
             assert ("llm.head" in file.keys()) is not tied  # noqa: SIM118
-
-
-def test_three_precisions_differ_in_dtype_only(tiny: Callable[[str], ModelFolder], tmp_path: Path) -> None:
-    """float16 and bfloat16 graphs have the nodes, names and edges of the float32 one; the first two load here."""
-    from latentwire.engines.ort import open_session
-
-    llm = tiny("gemma3")
-    config = read_config(llm.config, "config.json")
-    with WeightReader(llm.weights, config) as reader:
-        tensors = dict(reader) | rope_tables(config)
-    shapes = []
-    for dtype in ("float32", "float16", "bfloat16"):
-        folder = tmp_path / dtype
-        folder.mkdir()
-        layout = write_weights(folder / "decoder.safetensors", {n: a.astype(dtype) for n, a in tensors.items()})
-        model = build_decoder(config, layout, dtype, capacity=64)
-        save(model, folder / "decoder.onnx")
-        onnx.checker.check_model(str(folder / "decoder.onnx"), full_check=True)
-        shapes.append([(n.op_type, list(n.input), list(n.output)) for n in model.graph.node])
-        if dtype != "bfloat16":  # ONNX Runtime has no bfloat16 kernels on the CPU
-            open_session(folder / "decoder.onnx", 1)
-    assert shapes[0] == shapes[1] == shapes[2]
