@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from ..core.errors import LatentError
 from .base import I64
-from .manifest import LlmInfo
+from .manifest import LlmInfo, Manifest
 
 
 def finite(array: npt.NDArray[Any], what: str, engine: str) -> None:
@@ -67,6 +67,26 @@ def check_alloc(batch: int, capacity: int, llm: LlmInfo) -> None:
             where=f"batch {batch}, capacity {capacity}",
             expected=f"expected a batch of at least 1 and a capacity of 1..{llm.max_positions}",
         )
+
+
+def fitted_capacity(batch: int, capacity: int, manifest: Manifest) -> int:
+    """Cache slots to allocate: ``capacity``, or the number that the decoder's graph is fixed to.
+
+    Raises:
+        LatentError: 3002 as ``check_alloc``, or more slots than the graph has.
+    """
+    check_alloc(batch, capacity, manifest.llm)
+    if not manifest.capacity:
+        return capacity
+    if capacity > manifest.capacity:
+        raise LatentError(
+            3002,
+            "prompt and answer do not fit the bundle's fixed cache",
+            where=f"batch {batch}",
+            expected=f"expected at most {manifest.capacity} slots a row, got {capacity}",
+            fix="shorten prompt or answer, or export with a larger capacity",
+        )
+    return manifest.capacity
 
 
 def check_prefill(batch: int, capacity: int, inputs_embeds: npt.NDArray[Any], lengths: I64, hidden: int) -> None:

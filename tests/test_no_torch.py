@@ -27,8 +27,8 @@ def find_spec(name, path=None, target=None):
 importlib.machinery.PathFinder.find_spec = find_spec  # as if these had never been installed
 """
 
-WITH_TORCH = {"engines/torch_ref.py"}
-"""The one file outside training/ that is about torch."""
+WITH_TORCH = {"engines/torch_graph.py", "engines/torch_ops.py"}
+"""The files outside training/ that are torch through and through."""
 
 
 def without_torch(code: str, *args: str, timeout: float = 300) -> subprocess.CompletedProcess[str]:
