@@ -27,10 +27,11 @@ from .external import Layout, read_layout, write_weights
 from .families import DecoderConfig, read_config
 from .graph import save
 from .modules import TABLE, place_module
-from .parity import find_reference, gate
+from .parity import gate
 from .precision import PRECISIONS
 from .splice import build_splice
 from .weights import EMBEDDING, WeightReader
+from .yardstick import find_reference
 
 PACKAGES: Final = ("latentwire", "onnx", "numpy", "safetensors", "onnxruntime")
 

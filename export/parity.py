@@ -1,247 +1,191 @@
-"""Gates between a bundle's decoder and a reference: every export ends here.
+"""Gates between a bundle's decoder and a reference, on every backend of this machine: every export ends here.
 
-    weights by value -> hidden states, whole prompt -> hidden states, one step from the cache
-                     -> logits -> greedy tokens of ragged batches -> guard words
+    weights         every tensor, value by value                                          the file
+    states          hidden states of whole prompts, layer by layer        the reference   where layers can be watched
+    cached states   the same of one step from the cache                   the reference   where layers can be watched
+    logits          after every prompt, in ragged batches                 the reference   every backend
+    tokens          greedy, each fed by the one before                    the reference   every backend
+    batch padding steps reuse refill cache                                itself          every backend, see gate_same
 
-Each gate passes or raises ``ParityError`` with the first tensor that departs. Nothing is skipped and nothing
-is only warned about.
+A gate passes or raises ``ParityError`` with the first tensor that departs. Nothing is only warned about; what cannot
+be run here is listed with the reason.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any, Final
-
-import numpy as np
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack, closing
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Literal
 
 from ..core.console import message, track
-from ..core.errors import BundleError
-from ..engines.base import F32, I64
+from ..core.errors import BundleError, LatentError
+from ..engines.base import Engine
 from ..engines.bundle import Bundle
-from ..engines.ort import OrtCpuEngine
 from ..models.folder import ModelFolder
-from . import reference
-from .checkpoint import REFERENCE, file_stem
-from .decoder import HIDDEN
-from .families import read_config
-from .probe import SLACK, ProbeEngine, embed, greedy, prefilled
-from .recorded import Recorded, read_recorded
-from .weights import WeightReader
+from .backends import Backend, backends, fitting
+from .findings import Finding, ParityError, departed
+from .gate_reference import LogitError, check_logits, check_states, check_tokens
+from .gate_same import GATES, Sample, sample
+from .gate_weights import check_weights
+from .limits import Limits, limits
+from .precision import precision
+from .probe import Probe
+from .recorded import Recorded
+from .yardstick import Reference, run_reference
 
-HIDDEN_TOLERANCE: Final = 1e-5
-"""Relative L2 error of one layer's states over all probes, fp32."""
-SAMPLED_TOLERANCE: Final = 1e-4
-"""The same where only some channels were recorded: fewer numbers, and perhaps another processor's sums."""
-LOGIT_TOLERANCE: Final = 1e-3
-"""Largest absolute error of a logit."""
-BATCH: Final = 32
-
-
-class ParityError(BundleError):
-    """A bundle computes something else than its reference (4010).
-
-    Attributes:
-        tensor: the first one that departs.
-        max_abs: largest absolute difference in it.
-    """
-
-    def __init__(self, tensor: str, max_abs: float, where: str, expected: str) -> None:
-        super().__init__(
-            4010,
-            f"parity failed at {tensor}",
-            where=where,
-            expected=f"{expected}, max abs difference {max_abs:.3g}",
-            fix="report it; this bundle was not kept",
-        )
-        self.tensor = tensor
-        self.max_abs = max_abs
+Verify = Literal["full", "weights", "none"]
+"""How much is run: every gate, the weights alone (no model is run), nothing."""
 
 
 @dataclass(frozen=True)
-class Reference:
-    """Which yardstick: a file that was recorded, or None for transformers now."""
+class Report:
+    """What the gates found.
 
-    path: Path | None
-
-
-def find_reference(kind: str, llm: ModelFolder, checkpoint: Path) -> Reference:
-    """Choose the yardstick before the work starts.
-
-    Args:
-        kind: ``auto`` (transformers where installed), ``transformers`` or ``recorded``.
-        llm: the model.
-        checkpoint: folder that may hold ``golden-NAME.json``; the shipped folder is looked at too.
-
-    Raises:
-        BundleError: 4011 nothing to compare with.
+    Attributes:
+        verify: how much was asked for.
+        source: who the reference is; empty where none was needed.
+        findings: in order; the failed ones too where the caller wanted the whole table.
     """
-    if kind in ("auto", "transformers") and reference.available():
-        return Reference(None)
-    name = f"golden-{file_stem(llm.name)}.json"
-    shipped = Path(__file__).resolve().parent.parent / REFERENCE
-    found = [folder / name for folder in (checkpoint, shipped) if (folder / name).is_file()]
-    if kind in ("auto", "recorded") and found:
-        return Reference(found[0])
-    raise BundleError(
-        4011,
-        "nothing to check the export against",
-        where=f"LLM {llm.name}, reference {kind}",
-        expected=f"expected torch and transformers, or {name} in the checkpoint",
-        fix="pip install 'latentwire[train]'",
-    )
+
+    verify: Verify
+    source: str
+    findings: tuple[Finding, ...]
+
+    @property
+    def failed(self) -> list[Finding]:
+        """Findings beyond their limit."""
+        return [f for f in self.findings if f.verdict == "failed"]
+
+    def to_json(self) -> dict[str, Any]:
+        """For the manifest and ``--json``."""
+        source = {"source": self.source} if self.source else {}
+        return {"verify": self.verify, **source, "gates": [f.to_json() for f in self.findings]}
 
 
 def gate(bundle: Bundle, llm: ModelFolder, choice: Reference, *, threads: int | None = None) -> dict[str, Any]:
-    """All gates; returns what was measured, for the manifest.
+    """All gates on every backend; returns what was measured, for the manifest.
 
     Raises:
         ParityError: 4010, naming the first tensor that departs.
     """
-    recorded = _recorded(bundle, llm, choice)
-    message(f"parity: {len(recorded.prompts)} prompts against {recorded.source}")
-    check_weights(bundle, llm)
-    hidden, logits = check_states(bundle, recorded, threads)
-    greedy = check_greedy(bundle, recorded, threads)
-    return {"source": recorded.source, "hidden_rel_l2": hidden, "logits_max_abs": logits, **greedy}
+    return verify(bundle, llm, choice, "full", threads=threads).to_json()
 
 
-def _recorded(bundle: Bundle, llm: ModelFolder, choice: Reference) -> Recorded:
-    if choice.path is None:
-        prompts = reference.sentence_prompts(llm.tokenizer_path, bundle.manifest.llm.bos)
-        message(f"parity: running transformers on {len(prompts)} prompts")
-        return reference.measure(llm.path, llm.fingerprint, prompts)
-    recorded = read_recorded(choice.path)
-    if recorded.llm_fingerprint != llm.fingerprint:
-        raise BundleError(
-            4011,
-            "reference was recorded with another version of the LLM",
-            where=str(choice.path),
-            expected=f"expected fingerprint {llm.fingerprint[:12]}, got {recorded.llm_fingerprint[:12]}",
-            fix="pip install 'latentwire[train]' to compare with transformers itself",
-        )
-    return replace(recorded, source=f"a recorded run of {recorded.source}")
+def verify(
+    bundle: Bundle,
+    llm: ModelFolder,
+    choice: Reference | None,
+    how: Verify = "full",
+    *,
+    threads: int | None = None,
+    only: Sequence[str] | None = None,
+    stop: bool = True,
+) -> Report:
+    """Run the gates.
 
+    Args:
+        bundle: what is judged.
+        llm: the model it was made of.
+        choice: the yardstick; None is enough unless ``how`` is ``full``.
+        how: see ``Verify``.
+        threads: computing threads; None: all.
+        only: backends to use; None: every one that is there.
+        stop: raise the first failure; otherwise it is listed and the next gate runs.
 
-def check_weights(bundle: Bundle, llm: ModelFolder) -> None:
-    """Every tensor of the bundle's weight file equals the model's, value by value."""
-    from safetensors import safe_open
-
-    path = bundle.file("decoder.safetensors")
-    with WeightReader(llm.weights, read_config(llm.config, str(llm.path))) as reader, safe_open(path, "numpy") as ours:
-        for name, want in reader:
-            have = ours.get_tensor(name)
-            if not np.array_equal(have, want):
-                difference = float(np.abs(have.astype(np.float64) - want).max())
-                raise ParityError(name, difference, str(path), "expected the model's own weights")
-
-
-def check_states(bundle: Bundle, recorded: Recorded, threads: int | None) -> tuple[float, float]:
-    """Hidden states and logits; returns the largest relative and absolute error.
-
-    Every probe's states are compared twice: all positions from one ragged prefill, and the last position
-    from a prefill of the rest and one step, where a wrong cache shows.
+    Raises:
+        ParityError: 4010, naming the first tensor that departs.
+        BundleError: 4011 no backend of this machine runs the bundle.
     """
-    engine = ProbeEngine(bundle, threads=threads)
-    try:
-        worst = 0.0
-        prompts = sorted({int(p) for p in recorded.probes[:, 0]})
-        for cached in (False, True):
-            states = _states(engine, [recorded.prompts[p] for p in prompts], cached)
-            worst = max(worst, _compare_states(recorded, states, prompts, cached))
-        return worst, _compare_logits(engine, recorded)
-    finally:
-        engine.close()
+    if how == "none":
+        return Report(how, "", ())
+    findings = [_judged("weights", "file", lambda: check_weights(bundle, llm), stop)]
+    if how == "weights":
+        return Report(how, "", tuple(findings))
+    if choice is None:
+        raise ValueError("a full check needs a yardstick")
+    there, absent = backends(bundle, threads, only)
+    if not there:
+        raise _nothing_runs(bundle, absent)
+    recorded = run_reference(choice, llm, bundle.manifest.llm.bos)
+    message(f"parity: {len(recorded.prompts)} prompts against {recorded.source} on {', '.join(b.name for b in there)}")
+    for backend in there:
+        findings += check_backend(backend, bundle, recorded, stop=stop)
+    return Report(how, recorded.source, (*findings, *absent))
 
 
-def _states(engine: ProbeEngine, prompts: Sequence[Sequence[int]], cached: bool) -> list[F32]:
-    """For each prompt float32 [L+1,T,H]; with ``cached`` only its last position, read through the cache."""
-    lengths = np.array([len(p) for p in prompts], np.int64)
-    buffers = engine.alloc(len(prompts), int(lengths.max()) + SLACK)
-    embeds = embed(engine, prompts)
-    if not cached:
-        engine.prefill(buffers, embeds, lengths)
-        hidden = engine.hidden(buffers)
-        return [hidden[:, b, :n] for b, n in enumerate(lengths)]
-    engine.prefill(buffers, embeds[:, :-1], lengths - 1)
-    rows = np.arange(len(prompts))
-    buffers.next_embeds[:, 0] = embeds[rows, lengths - 1]
-    engine.decode(buffers)
-    buffers.check_guards()
-    return [state[:, None] for state in engine.hidden(buffers)[:, :, 0].transpose(1, 0, 2)]
+def check_backend(backend: Backend, bundle: Bundle, recorded: Recorded, *, stop: bool = True) -> list[Finding]:
+    """Every gate but the weights on one backend, in order.
 
-
-def _compare_states(recorded: Recorded, states: list[F32], prompts: list[int], cached: bool) -> float:
-    where = "one step from the cache" if cached else "whole prompts"
-    sampled = len(recorded.channels) < states[0].shape[2]
-    limit = SAMPLED_TOLERANCE if sampled else HIDDEN_TOLERANCE
-    worst = 0.0
-    for layer in range(recorded.hidden.shape[0]):
-        pairs = [
-            (states[prompts.index(p)][layer, -1 if cached else t], recorded.hidden[layer, r])
-            for r, (p, t) in enumerate(recorded.probes.tolist())
-            if not cached or t == len(recorded.prompts[p]) - 1
-        ]
-        have = np.stack([h[recorded.channels] for h, _ in pairs]).astype(np.float64)
-        want = np.stack([w for _, w in pairs]).astype(np.float64)
-        error = float(np.linalg.norm(have - want) / np.linalg.norm(want))
-        worst = max(worst, error)
-        if not error <= limit:
-            raise ParityError(
-                HIDDEN.format(layer),
-                float(np.abs(have - want).max()),
-                where,
-                f"expected relative L2 error at most {limit:g}, got {error:.3g}",
-            )
-    return worst
-
-
-def _compare_logits(engine: OrtCpuEngine, recorded: Recorded) -> float:
-    worst = 0.0
-    for start in range(0, len(recorded.prompts), BATCH):
-        prompts = recorded.prompts[start : start + BATCH]
-        buffers = prefilled(engine, prompts, 0)
-        have = buffers.logits[:, recorded.logit_ids]
-        error = float(np.abs(have - recorded.logits[start : start + BATCH]).max())
-        worst = max(worst, error)
-        if not error <= LOGIT_TOLERANCE:
-            raise ParityError("logits", error, "after the prompt", f"expected at most {LOGIT_TOLERANCE:g}")
-    return worst
-
-
-def check_greedy(bundle: Bundle, recorded: Recorded, threads: int | None) -> dict[str, Any]:
-    """Greedy tokens of ragged batches through the cache, against the reference's.
-
-    A difference is a failure unless the reference itself was undecided: its two best logits were closer than
-    twice the tolerance. Such rows are counted, and compared up to that token.
+    Raises:
+        ParityError: 4010 with ``stop``; else failures are among the findings.
     """
-    engine = OrtCpuEngine(bundle, threads=threads)
-    steps, undecided = recorded.tokens.shape[1], 0
+    bound = limits(precision(bundle.manifest.precision))
+    recorded = fitting(recorded, backend)
+    few = sample(recorded.prompts, bound.same)
+    with ExitStack() as stack:
+        engine = stack.enter_context(closing(backend.open()))
+        probe = stack.enter_context(closing(backend.watch())) if backend.watch else None
+        error = LogitError(0.0, 0.0)
+
+        def logits() -> Finding:
+            nonlocal error
+            found, error = check_logits(engine, recorded, bound)
+            return found
+
+        gates: dict[str, Callable[[], Finding]] = {
+            "states": lambda: _states(backend.name, probe, recorded, bound, cached=False),
+            "cached states": lambda: _states(backend.name, probe, recorded, bound, cached=True),
+            "logits": logits,
+            "tokens": lambda: check_tokens(engine, recorded, bound, error),
+        }
+        for name in GATES:
+            gates[name] = partial(_named, name, engine, probe, few)
+        with track(f"parity: {backend.name}", len(gates), "gates") as progress:
+            found = []
+            for name, check in gates.items():
+                found.append(_judged(name, backend.name, check, stop))
+                progress.advance()
+    return found
+
+
+def _states(name: str, probe: Probe | None, recorded: Recorded, bound: Limits, *, cached: bool) -> Finding:
+    if probe is None:
+        gate = "cached states" if cached else "states"
+        return Finding(gate, name, "not run", detail="the layers of this backend cannot be watched")
+    return check_states(probe, recorded, bound, cached=cached)
+
+
+def _named(gate: str, engine: Engine, probe: Probe | None, few: Sample) -> Finding:
+    """A gate on the engine as it ships; where it fails, once more with the layers watched, to name the first."""
     try:
-        with track("parity: greedy tokens", len(recorded.prompts), "prompts") as progress:
-            for start in range(0, len(recorded.prompts), BATCH):
-                prompts = recorded.prompts[start : start + BATCH]
-                have = greedy(engine, prompts, steps)
-                undecided += _compare_tokens(recorded, start, have)
-                progress.advance(len(prompts))
-    finally:
-        engine.close()
-    return {"prompts": len(recorded.prompts), "tokens_per_prompt": steps, "undecided_prompts": undecided}
+        return GATES[gate](engine, few)
+    except ParityError:
+        if probe is not None:
+            GATES[gate](probe, few)
+        raise
 
 
-def _compare_tokens(recorded: Recorded, start: int, have: I64) -> int:
-    undecided = 0
-    want = recorded.tokens[start : start + len(have)]
-    for row in np.flatnonzero((have != want).any(axis=1)):
-        step = int(np.argmax(have[row] != want[row]))
-        margin = float(recorded.margins[start + row, step])
-        if margin > 2 * LOGIT_TOLERANCE:
-            raise ParityError(
-                "next_token",
-                margin,
-                f"prompt {start + int(row)}, new token {step}",
-                f"expected token {want[row, step]}, got {have[row, step]}, which the reference has {margin:.3g} behind",
-            )
-        undecided += 1
-    return undecided
+def _judged(gate: str, backend: str, check: Callable[[], Finding], stop: bool) -> Finding:
+    try:
+        return check()
+    except LatentError as e:  # NaN, or a call that the engine refuses
+        error = departed(gate, backend, e.where or "buffers", None, None, "", f"{e.label} {e.what}, {e.expected}")
+        if stop:
+            raise error from e
+        return error.finding
+    except ParityError as e:
+        if stop:
+            raise
+        return e.finding
+
+
+def _nothing_runs(bundle: Bundle, absent: Sequence[Finding]) -> BundleError:
+    return BundleError(
+        4011,
+        "nothing here runs this bundle, so that it cannot be checked",
+        where=str(bundle.path),
+        expected="; ".join(f"{f.backend}: {f.detail}" for f in absent),
+        fix="check it on a machine with the device, or export with --verify weights",
+    )

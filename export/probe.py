@@ -1,24 +1,30 @@
-"""A bundle's own decoder, run on token prompts, with the residual stream of every layer in reach.
+"""A bundle's own decoder with the residual stream of every layer in reach.
 
 What is run is the file that ships: outputs are added to it in memory, nothing else.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, Final
+from typing import Any, Protocol
 
 import numpy as np
 import onnx
 
-from ..engines.base import F32, I64
+from ..engines.base import F32, I64, Engine
 from ..engines.buffers import Buffers
+from ..engines.bundle import Bundle
 from ..engines.ort import OrtBuffers, OrtCpuEngine, open_session
+from ..engines.torch_ref import TorchRefEngine
 from .decoder import HIDDEN
 from .graph import ELEMENT_TYPES
 
-SLACK: Final = 4
-"""Cache slots more than needed, so that a write too far lands in the cache and shows in the numbers."""
+
+class Probe(Engine, Protocol):
+    """An engine that also tells what each layer of its last call returned."""
+
+    def hidden(self, buffers: Buffers) -> F32:
+        """Residual stream float32 [L+1,B,S,H] of the last call: before layer 0, then after each layer."""
+        ...
 
 
 class ProbeEngine(OrtCpuEngine):
@@ -52,6 +58,8 @@ class ProbeEngine(OrtCpuEngine):
     def _bind_hidden(self, buffers: Buffers) -> None:
         # Again for each call: an output that ONNX Runtime allocated keeps the shape of its first call.
         assert isinstance(buffers, OrtBuffers)
+        if buffers.binding is None:
+            self._bind(buffers)
         for name in self.hidden_names():
             buffers.binding.bind_output(name, "cpu")
 
@@ -63,28 +71,13 @@ class ProbeEngine(OrtCpuEngine):
         return np.stack([o.numpy().astype(np.float32) for o in outputs])
 
 
-def embed(engine: OrtCpuEngine, prompts: Sequence[Sequence[int]]) -> F32:
-    """Token prompts as right-padded embeddings [B,T,H], through the splice graph."""
-    size = max(len(p) for p in prompts)
-    ids = np.array([[*p, *[0] * (size - len(p))] for p in prompts], np.int64)
-    none = np.full(ids.shape, -1, np.int64)
-    return engine.splice(ids, none, np.zeros((len(ids), 1, engine.bundle.manifest.llm.hidden_size), np.float32))
+class TorchProbe(TorchRefEngine):
+    """The reference engine, told to keep the residual stream."""
 
+    def __init__(self, bundle: Bundle, *, device: str = "cpu", threads: int | None = None) -> None:
+        self.names = [HIDDEN.format(i) for i in range(bundle.manifest.llm.num_layers + 1)]
+        super().__init__(bundle, device=device, threads=threads, watch=self.names)
 
-def prefilled(engine: OrtCpuEngine, prompts: Sequence[Sequence[int]], new: int) -> Buffers:
-    """Buffers after the prompts, with room for ``new`` tokens."""
-    lengths = np.array([len(p) for p in prompts], np.int64)
-    buffers = engine.alloc(len(prompts), int(lengths.max()) + new + SLACK)
-    engine.prefill(buffers, embed(engine, prompts), lengths)
-    return buffers
-
-
-def greedy(engine: OrtCpuEngine, prompts: Sequence[Sequence[int]], steps: int) -> I64:
-    """Greedy tokens [B,steps] of token prompts."""
-    buffers = prefilled(engine, prompts, steps)
-    tokens = [buffers.next_token.copy()]
-    for _ in range(steps - 1):
-        engine.decode(buffers)
-        tokens.append(buffers.next_token.copy())
-    buffers.check_guards()
-    return np.stack(tokens, axis=1)
+    def hidden(self, buffers: Buffers) -> F32:
+        """Float32 [L+1,B,S,H] of the last call; ``buffers`` are not looked at."""
+        return np.stack([self.watched[name] for name in self.names])

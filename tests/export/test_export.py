@@ -68,8 +68,12 @@ def test_whole_pipeline(bundle: Bundle, checkpoint: Path) -> None:
     }
     assert (m.encoder.d_z, m.encoder.model_id, m.adapter.task_tokens) == (6, b"\xab" * 4, 2)
     assert m.quality["nll"] == 2.5
-    assert m.quality["parity"]["hidden_rel_l2"] < 1e-5
-    assert m.quality["parity"]["undecided_prompts"] == 0
+    parity = m.quality["parity"]
+    gates = {(g["gate"], g["backend"]): g for g in parity["gates"]}
+    assert (parity["verify"], parity["source"].split()[0]) == ("full", "transformers")
+    assert {g["verdict"] for g in gates.values()} == {"passed"}
+    assert gates["states", "ort-cpu"]["measured"] < 1e-5
+    assert "0 undecided" in gates["tokens", "torch-ref"]["detail"]
     assert m.versions["onnx"] == onnx.__version__
 
     engine = open_engine(bundle.path, threads=1)

@@ -11,12 +11,18 @@ import onnx
 import pytest
 from onnx import helper, numpy_helper
 
+from latentwire.engines.buffers import Buffers
 from latentwire.engines.bundle import Bundle
-from latentwire.export.parity import ParityError, Reference, check_greedy, check_states, check_weights, gate
+from latentwire.export.backends import Backend, backends
+from latentwire.export.findings import Finding, ParityError
+from latentwire.export.gate_weights import check_weights
+from latentwire.export.parity import check_backend, verify
 from latentwire.export.recorded import Recorded, read_recorded, shrink, to_json
+from latentwire.export.yardstick import Reference
 from latentwire.models.folder import ModelFolder
 
 KIND = "llama"
+BACKENDS = ["ort-cpu", "torch-ref"]
 Plant = Callable[[onnx.ModelProto], None]
 
 
@@ -50,7 +56,8 @@ def upper_left(model: onnx.ModelProto) -> None:
             helper.make_node("Shape", ["Q"], ["s"], start=2, end=3),
             helper.make_node("Shape", ["K"], ["c"], start=2, end=3),
             helper.make_node("Concat", ["s", "c"], ["sc"], axis=0),
-            helper.make_node("Constant", [], ["true"], value=numpy_helper.from_array(np.array([1], np.int64))),
+            helper.make_node("Equal", ["s", "s"], ["same"]),
+            helper.make_node("Cast", ["same"], ["true"], to=onnx.TensorProto.INT64),
             helper.make_node("Expand", ["true", "sc"], ["ones"]),
             helper.make_node("Trilu", ["ones"], ["triangle"], upper=0),
             helper.make_node("Cast", ["triangle"], ["seen"], to=onnx.TensorProto.BOOL),
@@ -83,30 +90,57 @@ def not_causal(model: onnx.ModelProto) -> None:
     next(a for a in node.attribute if a.name == "is_causal").i = 0
 
 
-@pytest.mark.parametrize(
-    ("plant", "stage"),
-    [
-        (dropped_lengths, "one step from the cache"),
-        (upper_left, "one step from the cache"),
-        (late_write, "whole prompts"),
-        (late_position, "whole prompts"),
-        (not_causal, "whole prompts"),
-    ],
-)
-def test_graph_fault_is_caught(plant: Plant, stage: str, broken: Bundle, measured: Callable[[str], Recorded]) -> None:
-    """The first layer's output departs, in the stage that shows the fault; greedy tokens alone show it too."""
+def one_backend(bundle: Bundle, name: str) -> Backend:
+    (found,), absent = backends(bundle, 1, [name])
+    assert absent == []
+    return found
+
+
+def all_gates(bundle: Bundle, name: str, recorded: Recorded) -> dict[str, Finding]:
+    """Every gate, whether or not an earlier one failed."""
+    return {f.gate: f for f in check_backend(one_backend(bundle, name), bundle, recorded, stop=False)}
+
+
+def failed(found: dict[str, Finding]) -> set[str]:
+    return {name for name, finding in found.items() if finding.verdict == "failed"}
+
+
+FAULTS: list[tuple[Plant, str, set[str]]] = [
+    (dropped_lengths, "cached states", {"tokens", "steps"}),
+    (upper_left, "cached states", {"tokens", "steps"}),
+    (late_write, "states", {"cached states", "logits", "tokens", "cache"}),
+    (late_position, "states", {"cached states", "logits", "tokens"}),
+    (not_causal, "states", {"logits", "tokens", "batch", "padding"}),
+]
+"""Fault, the first gate that it fails, and others that it fails too."""
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize(("plant", "first", "more"), FAULTS)
+def test_graph_fault_is_caught(
+    plant: Plant, first: str, more: set[str], backend: str, broken: Bundle, measured: Callable[[str], Recorded]
+) -> None:
+    """The first layer departs, in the first gate that can show the fault; gates without a reference show it too."""
     change_graph(broken, plant)
     recorded = measured(KIND)
     with pytest.raises(ParityError) as caught:
-        check_states(broken, recorded, 1)
-    assert (caught.value.code, caught.value.tensor, caught.value.where) == (4010, "hidden.1", stage)
-    with pytest.raises(ParityError) as caught:
-        check_greedy(broken, recorded, 1)
-    assert caught.value.tensor == "next_token"
+        check_backend(one_backend(broken, backend), broken, recorded)
+    error = caught.value
+    assert (error.code, error.tensor, error.finding.gate, error.finding.backend) == (4010, "hidden.1", first, backend)
+    assert str(error).startswith(f"LW-4010 parity failed at hidden.1; gate {first} on {backend}; max abs ")
+    found = all_gates(broken, backend, recorded)
+    print(plant.__name__, backend, {n: f.detail for n, f in found.items() if f.verdict == "failed"})
+    assert failed(found) >= {first, *more}
+    assert all(
+        f.detail.startswith("hidden.1: ")
+        for f in found.values()
+        if f.gate in ("steps", "batch", "padding") and f.verdict == "failed"
+    )
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_wrong_weight_is_caught(
-    broken: Bundle, tiny: Callable[[str], ModelFolder], measured: Callable[[str], Recorded]
+    backend: str, broken: Bundle, tiny: Callable[[str], ModelFolder], measured: Callable[[str], Recorded]
 ) -> None:
     """One value of one matrix, found by value and by its effect."""
     from latentwire.export.external import read_layout
@@ -118,23 +152,94 @@ def test_wrong_weight_is_caught(
     path.write_bytes(data)
     with pytest.raises(ParityError) as caught:
         check_weights(broken, tiny(KIND))
-    assert (caught.value.code, caught.value.tensor) == (4010, "layer.1.gate")
+    assert (caught.value.code, caught.value.tensor, caught.value.finding.gate) == (4010, "layer.1.gate", "weights")
     with pytest.raises(ParityError) as caught:
-        check_states(broken, measured(KIND), 1)
-    assert caught.value.tensor == "hidden.2"
-    assert str(caught.value).startswith("LW-4010 parity failed at hidden.2; whole prompts; expected relative L2")
+        check_backend(one_backend(broken, backend), broken, measured(KIND))
+    assert (caught.value.tensor, caught.value.finding.gate) == ("hidden.2", "states")
+    assert failed(all_gates(broken, backend, measured(KIND))) >= {"states", "cached states", "logits"}
 
 
-def test_write_outside_the_cache_is_caught(tiny_decoder: Callable[[str], Bundle]) -> None:
-    from latentwire.core.errors import LatentError
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_cache_that_is_not_written_in_place_is_caught(
+    backend: str,
+    tiny_decoder: Callable[[str], Bundle],
+    measured: Callable[[str], Recorded],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """An engine that gives ``present`` memory of its own: the gate on the cache names the first tensor."""
+    from latentwire.engines.ort import OrtBuffers, OrtCpuEngine
+    from latentwire.engines.torch_ref import TorchRefEngine
+
+    bundle = tiny_decoder(KIND)
+    bind, alloc = OrtCpuEngine._bind, TorchRefEngine.alloc
+
+    def bind_apart(self: OrtCpuEngine, buffers: OrtBuffers) -> None:
+        bind(self, buffers)
+        for name in buffers.cache:
+            buffers.binding.bind_output(name.replace("past", "present"), "cpu")
+
+    def alloc_apart(self: TorchRefEngine, batch: int, capacity: int) -> object:
+        buffers = alloc(self, batch, capacity)
+        buffers.present = {name: tensor.clone() for name, tensor in buffers.present.items()}
+        return buffers
+
+    monkeypatch.setattr(OrtCpuEngine, "_bind", bind_apart)
+    monkeypatch.setattr(TorchRefEngine, "alloc", alloc_apart)
+    found = all_gates(bundle, backend, measured(KIND))
+    assert failed(found) >= {"cached states", "tokens", "steps", "cache"}
+    assert found["cache"].detail.startswith("past_k.0: row 0, ")
+    assert found["states"].verdict == "passed"  # a whole prompt needs no cache
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_write_outside_the_cache_is_caught(
+    backend: str,
+    tiny_decoder: Callable[[str], Bundle],
+    measured: Callable[[str], Recorded],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """An engine that writes one element too far."""
     from latentwire.engines.ort import OrtCpuEngine
+    from latentwire.engines.torch_ref import TorchRefEngine
 
-    buffers = OrtCpuEngine(tiny_decoder(KIND), threads=1).alloc(2, 8)
-    buffers.check_guards()
-    buffers.memory["past_v.1"][-1] = 0
-    with pytest.raises(LatentError) as caught:
-        buffers.check_guards()
-    assert (caught.value.code, caught.value.where) == (3002, "tensor past_v.1")
+    for engine in (OrtCpuEngine, TorchRefEngine):
+        prefill = engine.prefill
+
+        def too_far(self: object, buffers: Buffers, *args: object, prefill: Callable[..., None] = prefill) -> None:
+            prefill(self, buffers, *args)
+            buffers.memory["past_v.1"][-1] = 0
+
+        monkeypatch.setattr(engine, "prefill", too_far)
+    found = all_gates(tiny_decoder(KIND), backend, measured(KIND))
+    assert found["cache"].verdict == "failed"
+    assert found["cache"].detail == "past_v.1: something wrote outside the key/value cache"
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_stale_cache_is_caught(
+    backend: str,
+    tiny_decoder: Callable[[str], Bundle],
+    measured: Callable[[str], Recorded],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """An engine that keeps the key and value lengths of the batch before: its slots stay visible."""
+    from latentwire.engines import ort, torch_ref
+    from latentwire.engines.buffers import decoder_inputs
+
+    seen: list[tuple[np.ndarray, int]] = []  # arrays are kept, so that no address is used twice
+
+    def stale(written: np.ndarray, embeds: np.ndarray, lengths: np.ndarray) -> dict[str, np.ndarray]:
+        given = decoder_inputs(written, embeds, lengths)
+        owner = written if written.base is None else written.base
+        if not written.any():
+            most = max((n for array, n in seen if array is owner), default=0)
+            given["kv_lengths"] = np.maximum(given["kv_lengths"], np.int32(most))
+        seen.append((owner, int(given["kv_lengths"].max())))
+        return given
+
+    monkeypatch.setattr(ort, "decoder_inputs", stale)
+    monkeypatch.setattr(torch_ref, "decoder_inputs", stale)
+    assert failed(all_gates(tiny_decoder(KIND), backend, measured(KIND))) == {"reuse", "refill"}
 
 
 def test_recorded_run_serves_instead(
@@ -152,12 +257,14 @@ def test_recorded_run_serves_instead(
     path = tmp_path / "golden.json"
     path.write_text(json.dumps(to_json(small)), encoding="utf-8")
     np.testing.assert_allclose(read_recorded(path).hidden, small.hidden, rtol=1e-6)
-    report = gate(tiny_decoder(KIND), tiny(KIND), Reference(path), threads=1)
-    assert report["prompts"] == len(small.prompts)
-    assert report["undecided_prompts"] == 0
+    report = verify(tiny_decoder(KIND), tiny(KIND), Reference(path), threads=1)
+    assert report.source.startswith("a recorded run of transformers ")
+    assert report.failed == []
+    tokens = next(f for f in report.findings if f.gate == "tokens")
+    assert tokens.detail == f"{len(small.prompts)} prompts, {8 * len(small.prompts)} choices, 0 other, 0 undecided"
     change_graph(broken, late_position)
     with pytest.raises(ParityError, match=r"hidden\.1"):
-        gate(broken, tiny(KIND), Reference(path), threads=1)
+        verify(broken, tiny(KIND), Reference(path), threads=1)
 
 
 def test_undecided_reference_is_no_failure(
@@ -169,6 +276,18 @@ def test_undecided_reference_is_no_failure(
     recorded = measured(KIND)
     tokens, margins = recorded.tokens.copy(), recorded.margins.copy()
     tokens[4, 2] = (tokens[4, 2] + 1) % 258
-    margins[4, 2] = 1e-4
     doubtful = replace(recorded, tokens=tokens, margins=margins)
-    assert check_greedy(tiny_decoder(KIND), doubtful, 1)["undecided_prompts"] == 1
+    assert failed(all_gates(tiny_decoder(KIND), "ort-cpu", doubtful)) == {"tokens"}
+    margins[4, 2] = 1e-4
+    found = all_gates(tiny_decoder(KIND), "ort-cpu", doubtful)["tokens"]
+    assert (found.verdict, found.detail.rsplit(", ", 1)[1]) == ("passed", "1 undecided")
+
+
+def test_verify_can_do_less(
+    broken: Bundle, tiny: Callable[[str], ModelFolder], measured: Callable[[str], Recorded]
+) -> None:
+    """``weights`` compares files and runs no model; ``none`` does nothing, and says so."""
+    change_graph(broken, late_position)
+    report = verify(broken, tiny(KIND), None, "weights")
+    assert [(f.gate, f.verdict) for f in report.findings] == [("weights", "passed")]
+    assert verify(broken, tiny(KIND), None, "none").to_json() == {"verify": "none", "gates": []}

@@ -1,0 +1,133 @@
+"""Gates against a reference: hidden states layer by layer, logits after the prompt, greedy tokens.
+
+In: a backend and what the reference answered. Out: findings; the first figure beyond its limit is raised.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from ..engines.base import F32, I64, Engine
+from .decoder import HIDDEN
+from .drive import Prompts, allocated, embed, greedy, lengths_of, prefilled
+from .findings import Finding, departed
+from .limits import LOGIT_TOLERANCE, Limits
+from .probe import Probe
+from .recorded import Recorded
+
+BATCH = 32
+
+
+@dataclass(frozen=True)
+class LogitError:
+    """Of one backend: ``measured`` in the unit of its limit, and the largest absolute error of one logit."""
+
+    measured: float
+    max_abs: float
+
+
+def check_states(probe: Probe, recorded: Recorded, limits: Limits, *, cached: bool) -> Finding:
+    """Hidden states of the probed prompts, all positions from one ragged prefill.
+
+    With ``cached`` only the last position, from a prefill of the rest and one step: there a wrong cache shows.
+
+    Raises:
+        ParityError: 4010, naming the layer.
+    """
+    prompts = sorted({int(p) for p in recorded.probes[:, 0]})
+    states = _states(probe, [recorded.prompts[p] for p in prompts], cached)
+    gate = "cached states" if cached else "states"
+    sampled = len(recorded.channels) < states[0].shape[2]
+    limit = limits.sampled if sampled else limits.hidden
+    worst = 0.0
+    for layer in range(recorded.hidden.shape[0]):
+        pairs = [
+            (states[prompts.index(p)][layer, -1 if cached else t], recorded.hidden[layer, r])
+            for r, (p, t) in enumerate(recorded.probes.tolist())
+            if not cached or t == len(recorded.prompts[p]) - 1
+        ]
+        have = np.stack([h[recorded.channels] for h, _ in pairs]).astype(np.float64)
+        want = np.stack([w for _, w in pairs]).astype(np.float64)
+        error = float(np.linalg.norm(have - want) / np.linalg.norm(want))
+        worst = max(worst, error)
+        if limit is not None and not error <= limit:
+            where = f"max abs {np.abs(have - want).max():.3g}"
+            raise departed(gate, probe.name, HIDDEN.format(layer), error, limit, "rel L2", where)
+    return Finding(gate, probe.name, "passed", worst, limit, "rel L2", f"{len(prompts)} prompts")
+
+
+def _states(probe: Probe, prompts: Prompts, cached: bool) -> list[F32]:
+    """For each prompt float32 [L+1,T,H]; with ``cached`` only its last position, read through the cache."""
+    lengths, embeds = lengths_of(prompts), embed(probe, prompts)
+    buffers = allocated(probe, prompts, 0)
+    if not cached:
+        probe.prefill(buffers, embeds, lengths)
+        hidden = probe.hidden(buffers)
+        return [hidden[:, b, :n] for b, n in enumerate(lengths)]
+    probe.prefill(buffers, embeds[:, :-1], lengths - 1)
+    buffers.next_embeds[:, 0] = embeds[np.arange(len(prompts)), lengths - 1]
+    probe.decode(buffers)
+    return [state[:, None] for state in probe.hidden(buffers)[:, :, 0].transpose(1, 0, 2)]
+
+
+def check_logits(engine: Engine, recorded: Recorded, limits: Limits) -> tuple[Finding, LogitError]:
+    """Logits after every prompt, in ragged batches."""
+    found = LogitError(0.0, 0.0)
+    for start, prompts in _batches(recorded):
+        buffers = prefilled(engine, prompts, 0)
+        have = np.array(buffers.logits)[:, recorded.logit_ids].astype(np.float64)
+        want = recorded.logits[start : start + len(prompts)].astype(np.float64)
+        largest = float(np.abs(have - want).max())
+        relative = np.linalg.norm(have - want, axis=1) / np.linalg.norm(want, axis=1)
+        error = largest if limits.absolute else float(relative.max())
+        found = LogitError(max(found.measured, error), max(found.max_abs, largest))
+        if not error <= limits.logits:
+            row = start + int(relative.argmax())
+            raise departed("logits", engine.name, "logits", error, limits.logits, limits.unit, f"prompt {row}")
+    detail = f"{len(recorded.prompts)} prompts, max abs {found.max_abs:.3g}"
+    return Finding("logits", engine.name, "passed", found.measured, limits.logits, limits.unit, detail), found
+
+
+def check_tokens(engine: Engine, recorded: Recorded, limits: Limits, error: LogitError) -> Finding:
+    """Greedy tokens of ragged batches, each step fed by the step before, against the reference's.
+
+    A row is compared up to its first other token. With ``clear_only`` a choice counts where the reference's two
+    best logits lie further apart than twice the logit error; the others are told, not counted.
+    """
+    apart = 2 * (LOGIT_TOLERANCE if limits.absolute else error.max_abs) if limits.clear_only else 0.0
+    counted, missed, first = 0, 0, ""
+    undecided = 0
+    for start, prompts in _batches(recorded):
+        have = greedy(engine, prompts, recorded.tokens.shape[1])
+        want = recorded.tokens[start : start + len(have)]
+        margins = recorded.margins[start : start + len(have)]
+        reached = _reached(have, want)
+        other = have != want
+        clear = margins > apart
+        undecided += int((reached & other & ~clear).sum())
+        wrong = reached & other & clear
+        counted += int((reached & clear).sum())
+        missed += int(wrong.sum())
+        if wrong.any() and not first:
+            row, step = (int(i[0]) for i in np.nonzero(wrong))
+            first = f"prompt {start + row}, new token {step}: token {want[row, step]} wanted, {have[row, step]} chosen"
+            first += f", which the reference has {margins[row, step]:.3g} behind"
+    share = 1 - missed / max(counted, 1)
+    if not share >= limits.agreement or not counted:
+        raise departed("tokens", engine.name, "next_token", share, limits.agreement, "share", first or "none compared")
+    detail = f"{len(recorded.prompts)} prompts, {counted} choices, {missed} other, {undecided} undecided"
+    return Finding("tokens", engine.name, "passed", share, limits.agreement, "share", detail)
+
+
+def _reached(have: I64, want: I64) -> np.ndarray[tuple[int, ...], np.dtype[np.bool_]]:
+    """Bool [B,n]: every earlier token of the row was the same, so that the step had the same input."""
+    same = np.logical_and.accumulate(have == want, axis=1)
+    return np.concatenate([np.ones((len(have), 1), bool), same[:, :-1]], axis=1)
+
+
+def _batches(recorded: Recorded) -> Iterator[tuple[int, Prompts]]:
+    for start in range(0, len(recorded.prompts), BATCH):
+        yield start, recorded.prompts[start : start + BATCH]

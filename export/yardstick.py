@@ -1,0 +1,70 @@
+"""Which reference an export is measured against: transformers now, or a recorded run of it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from ..core.console import message
+from ..core.errors import BundleError
+from ..models.folder import ModelFolder
+from . import reference
+from .checkpoint import REFERENCE, file_stem
+from .recorded import Recorded, read_recorded
+
+
+@dataclass(frozen=True)
+class Reference:
+    """Which yardstick: a file that was recorded, or None for transformers now."""
+
+    path: Path | None
+
+
+def find_reference(kind: str, llm: ModelFolder, checkpoint: Path) -> Reference:
+    """Choose the yardstick before the work starts.
+
+    Args:
+        kind: ``auto`` (transformers where installed), ``transformers`` or ``recorded``.
+        llm: the model.
+        checkpoint: folder that may hold ``golden-NAME.json``; the shipped folder is looked at too.
+
+    Raises:
+        BundleError: 4011 nothing to compare with.
+    """
+    if kind in ("auto", "transformers") and reference.available():
+        return Reference(None)
+    name = f"golden-{file_stem(llm.name)}.json"
+    shipped = Path(__file__).resolve().parent.parent / REFERENCE
+    found = [folder / name for folder in (checkpoint, shipped) if (folder / name).is_file()]
+    if kind in ("auto", "recorded") and found:
+        return Reference(found[0])
+    raise BundleError(
+        4011,
+        "nothing to check the export against",
+        where=f"LLM {llm.name}, reference {kind}",
+        expected=f"expected torch and transformers, or {name} in the checkpoint",
+        fix="pip install 'latentwire[train]'",
+    )
+
+
+def run_reference(choice: Reference, llm: ModelFolder, bos: Sequence[int]) -> Recorded:
+    """What the yardstick answers.
+
+    Raises:
+        BundleError: 4011 the recorded run is of another version of the model.
+    """
+    if choice.path is None:
+        prompts = reference.sentence_prompts(llm.tokenizer_path, bos)
+        message(f"parity: running transformers on {len(prompts)} prompts")
+        return reference.measure(llm.path, llm.fingerprint, prompts)
+    recorded = read_recorded(choice.path)
+    if recorded.llm_fingerprint != llm.fingerprint:
+        raise BundleError(
+            4011,
+            "reference was recorded with another version of the LLM",
+            where=str(choice.path),
+            expected=f"expected fingerprint {llm.fingerprint[:12]}, got {recorded.llm_fingerprint[:12]}",
+            fix="pip install 'latentwire[train]' to compare with transformers itself",
+        )
+    return replace(recorded, source=f"a recorded run of {recorded.source}")
