@@ -23,10 +23,17 @@ BATCH = 32
 
 @dataclass(frozen=True)
 class LogitError:
-    """Of one backend: ``measured`` in the unit of its limit, and the largest absolute error of one logit."""
+    """Logits of one backend after every prompt, against the reference's.
 
-    measured: float
+    Attributes:
+        relative: L2, of the worst prompt.
+        max_abs: of one logit.
+        prompt: the worst one.
+    """
+
+    relative: float
     max_abs: float
+    prompt: int
 
 
 def check_states(probe: Probe, recorded: Recorded, limits: Limits, *, cached: bool) -> Finding:
@@ -73,22 +80,25 @@ def _states(probe: Probe, prompts: Prompts, cached: bool) -> list[F32]:
     return [state[:, None] for state in probe.hidden(buffers)[:, :, 0].transpose(1, 0, 2)]
 
 
-def check_logits(engine: Engine, recorded: Recorded, limits: Limits) -> tuple[Finding, LogitError]:
-    """Logits after every prompt, in ragged batches."""
-    found = LogitError(0.0, 0.0)
+def logit_error(engine: Engine, recorded: Recorded) -> LogitError:
+    """Run every prompt, in ragged batches."""
+    relative, largest = [], 0.0
     for start, prompts in _batches(recorded):
-        buffers = prefilled(engine, prompts, 0)
-        have = np.array(buffers.logits)[:, recorded.logit_ids].astype(np.float64)
+        have = np.array(prefilled(engine, prompts, 0).logits)[:, recorded.logit_ids].astype(np.float64)
         want = recorded.logits[start : start + len(prompts)].astype(np.float64)
-        largest = float(np.abs(have - want).max())
-        relative = np.linalg.norm(have - want, axis=1) / np.linalg.norm(want, axis=1)
-        error = largest if limits.absolute else float(relative.max())
-        found = LogitError(max(found.measured, error), max(found.max_abs, largest))
-        if not error <= limits.logits:
-            row = start + int(relative.argmax())
-            raise departed("logits", engine.name, "logits", error, limits.logits, limits.unit, f"prompt {row}")
-    detail = f"{len(recorded.prompts)} prompts, max abs {found.max_abs:.3g}"
-    return Finding("logits", engine.name, "passed", found.measured, limits.logits, limits.unit, detail), found
+        largest = max(largest, float(np.abs(have - want).max()))
+        relative.append(np.linalg.norm(have - want, axis=1) / np.linalg.norm(want, axis=1))
+    rows = np.concatenate(relative)
+    return LogitError(float(rows.max()), largest, int(rows.argmax()))
+
+
+def check_logits(name: str, recorded: Recorded, limits: Limits, error: LogitError) -> Finding:
+    """The error of the logits against its limit."""
+    measured = error.max_abs if limits.absolute else error.relative
+    if not measured <= limits.logits:
+        raise departed("logits", name, "logits", measured, limits.logits, limits.unit, f"prompt {error.prompt}")
+    detail = f"{len(recorded.prompts)} prompts, max abs {error.max_abs:.3g}"
+    return Finding("logits", name, "passed", measured, limits.logits, limits.unit, detail)
 
 
 def check_tokens(engine: Engine, recorded: Recorded, limits: Limits, error: LogitError) -> Finding:

@@ -1,11 +1,8 @@
-"""The gate on weights: every tensor of the bundle's file against the model's own, value by value, in blocks of rows.
-
-Reads what the file holds by its own arithmetic, not by the code that wrote it.
-"""
+"""The gate on weights: every tensor of the bundle's file against the model's own, value by value, in blocks of rows."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, Final
 
 import numpy as np
@@ -16,7 +13,7 @@ from ..models.folder import ModelFolder
 from .families import read_config
 from .findings import Finding, departed
 from .precision import Precision, precision
-from .quantize import kind, stored
+from .quantize import Stored, kind, restore, stored
 from .weights import HEAD, WeightReader
 
 Array = npt.NDArray[Any]
@@ -24,8 +21,10 @@ F32 = npt.NDArray[np.float32]
 
 BLOCK: Final = 1 << 22
 """Elements compared at once."""
-HALF: Final = 0.5 + 1e-3
-"""Steps between a value and its nearest step, and room for the division's own rounding."""
+ROOM: Final = 1e-3
+"""Half steps that the arithmetic of a scale may add."""
+NARROW: Final = {"int8": 254.0, "w8": 255.0, "w4": 15.0, "fp8": 16.0}
+"""Half a step is at most the channel's largest magnitude divided by this: wider steps would excuse any error."""
 
 
 def check_weights(bundle: Bundle, llm: ModelFolder) -> Finding:
@@ -44,12 +43,14 @@ def check_weights(bundle: Bundle, llm: ModelFolder) -> Finding:
     with WeightReader(llm.weights, config) as reader, safe_open(bundle.file("decoder.safetensors"), "numpy") as ours:
         for name in reader.sources:
             want, what = reader.get(name), kind(name, tied=config.tied)
-            plain = [p.name for p in stored(name, want.shape, what, form)]
-            if name in plain:
+            parts = stored(name, want.shape, what, form)
+            if parts[0].name == name:
                 _check_plain(ours, name, want)
-            if name not in plain or len(plain) > 1:
-                rows_out = what in ("head", "tied")
-                worst = max(worst, _check_steps(ours, HEAD if rows_out else name, want.T if rows_out else want, form))
+                parts = parts[1:]
+            if parts:
+                rows_are_outputs = what in ("head", "tied")
+                matrix = want.T if rows_are_outputs else want
+                worst = max(worst, _check_steps(ours, HEAD if rows_are_outputs else name, matrix, parts, form))
         detail = f"{len(reader.sources)} tensors, matrices as {form.name}"
     if form.matmul == "plain":
         return Finding("weights", "file", "passed", 0.0, 0.0, "values", detail)
@@ -70,36 +71,33 @@ def _check_plain(ours: Any, name: str, want: F32) -> None:
             raise departed("weights", "file", name, float(other.sum()), 0.0, "values", where)
 
 
-def _check_steps(ours: Any, name: str, want: F32, form: Precision) -> float:
-    """Matrix [in,out] within half a step; steps no wider than the largest value needs. Returns the worst, in steps."""
+def _check_steps(ours: Any, name: str, want: F32, parts: Sequence[Stored], form: Precision) -> float:
+    """Matrix [in,out] within half a step of what is stored for it. Returns the worst distance in steps."""
     worst = 0.0
-    for rows in _blocks(want):
-        values, step = READERS[form.matmul](ours, name, rows, want)
-        error = np.abs(values - want[rows]) / step
-        worst = max(worst, float(error.max()))
-        if not worst <= HALF:
-            at = rows.start + int(error.max(axis=1).argmax())
-            raise departed("weights", "file", name, worst, 0.5, "steps", f"input {at}")
+    for columns in _blocks(want.T):
+        tensors = {p.name: _slice(ours, p, columns) for p in parts}
+        right = want[:, columns]
+        values, half = restore(name, tensors, right.shape, form)
+        largest = np.abs(right).max(axis=0)
+        wide = (half.max(axis=0) > largest / NARROW[form.name] * 1.01) & (largest > 0)
+        if wide.any():
+            at = int(wide.argmax())
+            where = (
+                f"output {columns.start + at}: half a step is {half[:, at].max():.3g}, values reach {largest[at]:.3g}"
+            )
+            raise departed("weights", "file", f"{name}.scale", None, None, "", where)
+        error = np.abs(values - right) / half
+        worst = max(worst, float(error.max()) / 2)
+        if not worst <= 0.5 + ROOM:
+            at = columns.start + int(error.max(axis=0).argmax())
+            raise departed("weights", "file", name, worst, 0.5, "steps", f"output {at}")
     return worst
 
 
-def _int8(ours: Any, name: str, rows: slice, want: F32) -> tuple[F32, F32]:
-    """Values and step of rows: one scale an output channel."""
-    scale = ours.get_tensor(f"{name}.scale")
-    _check_scale(name, scale, np.abs(want).max(axis=0), 127)
-    return ours.get_slice(f"{name}.int8")[rows].astype(np.float32) * scale, scale
-
-
-def _check_scale(name: str, scale: F32, largest: F32, top: float) -> None:
-    """A scale wider than the largest value needs would let any error pass as half a step."""
-    wide = (scale > largest / top * (1 + 1e-5)) & (largest > 0)
-    if wide.any():
-        channel = int(wide.argmax())
-        where = f"channel {channel} has step {scale[channel]:.4g}, its largest value needs {largest[channel] / top:.4g}"
-        raise departed("weights", "file", f"{name}.scale", None, None, "", where)
-
-
-READERS: Final = {"int8": _int8}
+def _slice(ours: Any, part: Stored, columns: slice) -> Array:
+    view = ours.get_slice(part.name)
+    array: Array = view[columns] if part.axis == 0 else view[:, columns]
+    return array
 
 
 def _blocks(array: Array) -> Iterator[slice]:

@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from typing import Any, Literal
 
 from ..core.console import message, track
@@ -26,7 +26,7 @@ from ..engines.bundle import Bundle
 from ..models.folder import ModelFolder
 from .backends import Backend, backends, fitting
 from .findings import Finding, ParityError, departed
-from .gate_reference import LogitError, check_logits, check_states, check_tokens
+from .gate_reference import check_logits, check_states, check_tokens, logit_error
 from .gate_same import GATES, Sample, sample
 from .gate_weights import check_weights
 from .limits import Limits, limits
@@ -127,18 +127,12 @@ def check_backend(backend: Backend, bundle: Bundle, recorded: Recorded, *, stop:
     with ExitStack() as stack:
         engine = stack.enter_context(closing(backend.open()))
         probe = stack.enter_context(closing(backend.watch())) if backend.watch else None
-        error = LogitError(0.0, 0.0)
-
-        def logits() -> Finding:
-            nonlocal error
-            found, error = check_logits(engine, recorded, bound)
-            return found
-
+        error = cache(lambda: logit_error(engine, recorded))
         gates: dict[str, Callable[[], Finding]] = {
             "states": lambda: _states(backend.name, probe, recorded, bound, cached=False),
             "cached states": lambda: _states(backend.name, probe, recorded, bound, cached=True),
-            "logits": logits,
-            "tokens": lambda: check_tokens(engine, recorded, bound, error),
+            "logits": lambda: check_logits(backend.name, recorded, bound, error()),
+            "tokens": lambda: check_tokens(engine, recorded, bound, error()),
         }
         for name in GATES:
             gates[name] = partial(_named, name, engine, probe, few)
