@@ -11,12 +11,11 @@ import torch
 from torch import Tensor
 
 from ..core.prompt import Encode, join, question_ids
+from .config import TASKS
 from .data import Item, Question, cloze
 from .llm import Special
 from .tree import Branch, Tree, build
 
-TASKS = ("answer", "reconstruct")
-"""Tasks with learned rows, in the order in which their rows stand behind the latents."""
 CUE, CONTINUATION = 8, 24
 """Tokens given and asked for in a reconstruction branch."""
 
@@ -134,7 +133,7 @@ def _tree(
         own = llm.encode(item.context)[: limits.max_tokens]
         context = own if text else range(min(limits.latents, length))
         prefixes.append(join([llm.special.bos, context]))
-        answer, repeat = (task_range(task, capacity, limits.task_tokens) for task in TASKS)
+        answer, repeat = (task_range(task, capacity, limits.task_tokens) for task in TASKS[:2])
         candidates = [answer_branch(llm, q, a, answer) for q, a in draw.questions]
         candidates += [b for c in draw.cues if (b := _reconstruct(own, c, repeat))]
         branches.append(_fit(candidates, limits.branch_tokens))

@@ -52,7 +52,7 @@ def start(model: LatentModel, texts: list[str]) -> None:
     for each in model.llms:
         adapter = model.adapter(each)
         assert isinstance(adapter, (Adapter, LearnedAdapter))
-        start_adapter(adapter, each, directions, mean)
+        start_adapter(adapter, each, directions, mean, model.config.tasks)
 
 
 def open_checkpoint(

@@ -24,6 +24,8 @@ from .config import Config, from_mapping
 from .model import LatentModel
 
 FORMAT, VERSION = "latentwire-checkpoint", 1
+BEFORE: dict[str, Any] = {}
+"""What a config that was stored before an option existed meant by it, where that is not today's default."""
 
 
 def encoder_file() -> str:
@@ -145,8 +147,12 @@ def read_meta(folder: Path) -> dict[str, Any]:
 
 
 def config_of(meta: dict[str, Any], where: str) -> Config:
-    """The config a checkpoint was trained with."""
-    return from_mapping(meta["config"], where)
+    """The config a checkpoint was trained with; options that came later mean what was done before they came.
+
+    Raises:
+        ModelError: 3210 for an option that this version does not know.
+    """
+    return from_mapping({**BEFORE, **meta["config"]}, where)
 
 
 def load_tensors(path: Path) -> dict[str, Tensor]:

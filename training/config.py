@@ -8,14 +8,17 @@ from __future__ import annotations
 
 import tomllib
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, is_dataclass
 from pathlib import Path
-from typing import Any, get_type_hints
+from types import UnionType
+from typing import Any, get_args, get_origin, get_type_hints
 
 from ..core.errors import ModelError
 
 ENCODER_TYPES = ("embed_layer",)
 ADAPTER_TYPES = ("learned", "linear")
+TASKS = ("answer", "reconstruct", "continue")
+"""Tasks with learned rows, in the order in which their rows stand behind the latents. New ones go to the end."""
 COUNTS = (
     *("latent_len", "d_z", "k", "encoder_layers", "max_tokens", "task_tokens", "lookup_top", "mlp_hidden"),
     *("batch", "micro_batch", "steps", "save_every", "eval_every", "eval_questions"),
@@ -42,6 +45,7 @@ class Config:
         encoder_layers: how many layers are copied.
         max_tokens: the encoder's window in tokens.
         task_tokens: learned rows per task, placed between latents and question.
+        tasks: the tasks that have rows: a beginning of ``TASKS``.
         lookup_top: vocabulary entries that the learned adapter mixes for one latent.
         lookup_tau: start of its softmax temperature (cosine units).
         salience: how sharply the start prefers rare tokens inside a span.
@@ -88,6 +92,7 @@ class Config:
     encoder_layers: int = 3
     max_tokens: int = 512
     task_tokens: int = 4
+    tasks: tuple[str, ...] = TASKS[:2]
     lookup_top: int = 16
     lookup_tau: float = 0.05
     salience: float = 2.0
@@ -135,12 +140,22 @@ class Config:
                 raise _bad(name, "a share from 0 to 1", getattr(self, name))
         if self.batch % self.micro_batch:
             raise _bad("batch", f"a multiple of micro_batch={self.micro_batch}", self.batch)
+        if self.tasks != TASKS[: max(1, len(self.tasks))]:
+            raise _bad("tasks", f"the first of {', '.join(TASKS)}, in this order", self.tasks)
         if not self.llms:
             raise _bad("llms", "at least one LLM", self.llms)
 
     def to_json(self) -> dict[str, Any]:
         """Plain values, as stored in ``meta.json``."""
-        return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
+        out: dict[str, Any] = _plain(asdict(self))
+        return out
+
+
+def _plain(value: Any) -> Any:
+    """Tuples as lists, at every depth."""
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, (list, tuple)) else value
 
 
 def _one_of(name: str, value: str, allowed: Sequence[str]) -> None:
@@ -158,8 +173,13 @@ def from_mapping(values: dict[str, Any], where: str) -> Config:
     Raises:
         ModelError: 3210 for an unknown name or a value of the wrong type.
     """
-    hints = get_type_hints(Config)
-    known = {f.name for f in fields(Config)}
+    config: Config = _build(Config, values, where)
+    return config
+
+
+def _build(kind: Any, values: dict[str, Any], where: str) -> Any:
+    hints = get_type_hints(kind)
+    known = {f.name for f in fields(kind)}
     unknown = sorted(set(values) - known)
     if unknown:
         raise ModelError(
@@ -168,19 +188,28 @@ def from_mapping(values: dict[str, Any], where: str) -> Config:
             where=where,
             expected="expected one of " + ", ".join(sorted(known)),
         )
-    return Config(**{name: _coerce(name, value, hints[name]) for name, value in values.items()})
+    return kind(**{name: _coerce(name, value, hints[name]) for name, value in values.items()})
 
 
 def _coerce(name: str, value: Any, hint: Any) -> Any:
+    """``value`` as ``hint`` says: a plain type, a union of them, ``tuple[X, ...]``, or a dataclass given as a table."""
+    if get_origin(hint) is tuple:
+        if not isinstance(value, (list, tuple)):
+            raise _bad(name, "a list", value)
+        return tuple(_coerce(name, item, get_args(hint)[0]) for item in value)
+    if isinstance(hint, UnionType):
+        if not isinstance(value, get_args(hint)) or (isinstance(value, bool) and bool not in get_args(hint)):
+            raise _bad(name, " or ".join(t.__name__ for t in get_args(hint)), value)
+        return value
+    if is_dataclass(hint):
+        if not isinstance(value, dict):
+            raise _bad(name, "a table", value)
+        return _build(hint, value, name)
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
-    if hint in (int, float, str):
-        if not isinstance(value, hint) or isinstance(value, bool):
-            raise _bad(name, hint.__name__, value)
-        return value
-    if not isinstance(value, (list, tuple)) or not all(isinstance(item, str) for item in value):
-        raise _bad(name, "a list of strings", value)
-    return tuple(value)
+    if not isinstance(value, hint) or (isinstance(value, bool) and hint is not bool):
+        raise _bad(name, hint.__name__, value)
+    return value
 
 
 def load(path: Path, overrides: Sequence[str] = ()) -> Config:

@@ -11,7 +11,7 @@ from transformers import LlamaConfig
 from ..core.errors import ModelError
 from ..models.store import resolve
 from .adapter import Adapter, LearnedAdapter
-from .batch import TASKS, Batch
+from .batch import Batch
 from .config import Config
 from .encoder import EncoderFromEmbedLayer
 from .llm import LMWrapper, read_config
@@ -49,7 +49,7 @@ def build_encoder(config: Config) -> EncoderFromEmbedLayer:
 
 def build_adapter(config: Config, vocab: int, width: int) -> Adapter | LearnedAdapter:
     """An adapter for an LLM of this vocabulary and hidden size."""
-    rows = config.task_tokens * len(TASKS)
+    rows = config.task_tokens * len(config.tasks)
     if config.adapter_type == "linear":
         return Adapter(config.d_z, width, rows)
     return LearnedAdapter(

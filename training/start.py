@@ -17,7 +17,11 @@ from .adapter import Adapter, LearnedAdapter
 from .encoder import EncoderFromEmbedLayer
 from .llm import LMWrapper
 
-TASK_WORDS = {"answer": "\nShort answer from the text above.", "reconstruct": "\nRepeat the text above word for word."}
+TASK_WORDS = {
+    "answer": "\nShort answer from the text above.",
+    "reconstruct": "\nRepeat the text above word for word.",
+    "continue": "\nGo on where the text above ends.",
+}
 """Words whose embeddings the task rows start from."""
 
 
@@ -59,7 +63,9 @@ def set_embedding(encoder: nn.Module, table: Tensor) -> None:
 
 
 @torch.no_grad()
-def start_adapter(adapter: Adapter | LearnedAdapter, llm: LMWrapper, directions: Tensor, mean: Tensor) -> None:
+def start_adapter(
+    adapter: Adapter | LearnedAdapter, llm: LMWrapper, directions: Tensor, mean: Tensor, tasks: Sequence[str]
+) -> None:
     """Keys = the encoder's own projection of this LLM's vocabulary; task rows = embeddings of plain words.
 
     Raises:
@@ -80,8 +86,8 @@ def start_adapter(adapter: Adapter | LearnedAdapter, llm: LMWrapper, directions:
         adapter.key.weight.copy_(directions)
     else:
         adapter.scale.fill_(float(rms))
-    count = adapter.task.weight.shape[0] // len(TASK_WORDS)
-    for number, words in enumerate(TASK_WORDS.values()):
-        ids = llm.encode(words)
+    count = adapter.task.weight.shape[0] // len(tasks)
+    for number, task in enumerate(tasks):
+        ids = llm.encode(TASK_WORDS[task])
         chosen = torch.tensor([ids[i % len(ids)] for i in range(count)])
         adapter.task.weight[number * count : (number + 1) * count] = table[chosen]

@@ -13,6 +13,7 @@ import torch
 
 from latentwire.core.errors import InputError, ModelError
 from latentwire.core.prompt import join
+from latentwire.training import checkpoint
 from latentwire.training.config import Config, from_mapping, load
 from latentwire.training.curves import read_log
 from latentwire.training.data import Sampler, cloze, read_prose, read_questions
@@ -166,6 +167,11 @@ def test_prose_without_text_column(tmp_path: Path) -> None:
         {"llms": []},
         {"save_every": 0},
         {"kd_tau": 0},
+        {"tasks": ["reconstruct"]},
+        {"tasks": []},
+        {"tasks": "answer"},
+        {"llms": [1]},
+        {"steps": True},
     ],
 )
 def test_bad_options(values: dict[str, object]) -> None:
@@ -184,3 +190,19 @@ def test_config_file_and_overrides(tmp_path: Path) -> None:
         load(tmp_path / "run.toml")
     with pytest.raises(ModelError, match="LW-3204"):
         load(tmp_path / "none.toml")
+
+
+def test_a_checkpoint_from_before_an_option_opens_with_what_was_done_then(monkeypatch: pytest.MonkeyPatch) -> None:
+    stored = Config(steps=7).to_json()
+    del stored["tasks"]
+    monkeypatch.setattr(checkpoint, "BEFORE", {"tasks": ["answer"]})
+    config = checkpoint.config_of({"config": stored}, "meta.json")
+    assert (config.steps, config.tasks) == (7, ("answer",))
+    with pytest.raises(ModelError, match=r"LW-3210 .*from_the_future"):
+        checkpoint.config_of({"config": {**stored, "from_the_future": 1}}, "meta.json")
+
+
+def test_the_shipped_reference_keeps_its_two_tasks() -> None:
+    folder = Path(checkpoint.__file__).parent.parent / "reference"
+    config = checkpoint.config_of(checkpoint.read_meta(folder), str(folder))
+    assert config.tasks == ("answer", "reconstruct")
