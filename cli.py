@@ -24,6 +24,7 @@ COMMANDS: dict[str, str] = {
     "inspect": "latentwire.runtime.cli",
     "export": "latentwire.export.cli",
     "publish": "latentwire.export.cli",
+    "parity": "latentwire.export.cli",
     "train": "latentwire.training.cli",
     "eval": "latentwire.training.cli",
 }

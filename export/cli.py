@@ -92,6 +92,30 @@ def publish_command(
     run_cli(body)
 
 
+@app.command("parity", hidden=True)
+def parity_command(
+    bundle: Annotated[Path, typer.Argument(help="Bundle folder.", metavar="BUNDLE")],
+    llm: Annotated[str | None, typer.Option(help="The model it was made of, if it is not in the store.")] = None,
+    reference: Annotated[Yardstick, typer.Option(help="As of `latentwire export`.")] = "auto",
+    backend: Annotated[list[str] | None, typer.Option(help="Only this one; may be repeated.")] = None,
+    threads: Annotated[int | None, typer.Option(min=1, help="Computing threads. Default: all.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="JSON on stdout, for programs.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress and no remarks.")] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
+) -> None:
+    """Run the parity gates on a bundle: what ``latentwire inspect BUNDLE --parity`` calls."""
+    from ..core.console import configure, run_cli
+
+    def body() -> int:
+        require_onnx()
+        from .recheck import Recheck, run
+
+        return run(Recheck(bundle, llm, reference, tuple(backend) if backend else None, threads), as_json)
+
+    configure(quiet=quiet or None, debug=debug or None)
+    run_cli(body)
+
+
 def require_onnx() -> None:
     """Raise EnvironmentFault 5011 where the packages of the extra ``export`` are missing."""
     from importlib.util import find_spec

@@ -121,12 +121,21 @@ def generate_command(
 
 @app.command("inspect")
 def inspect_command(
+    context: typer.Context,
     path: Annotated[Path, typer.Argument(help="File or folder.", metavar="PATH")],
+    parity: Annotated[
+        bool, typer.Option("--parity", help="Bundles: compare with the LLM, on every engine that is here.")
+    ] = False,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
     """Show what is in a frame, a table or job of frames, a bundle or a
     checkpoint, and verify it.
+
+    With --parity a bundle is judged again on this machine: weights, hidden
+    states, logits and tokens against the LLM it was made of; batches,
+    padding, cache and refilled rows against single runs. Needs the extra
+    `export` and the LLM.
 
     Examples:
 
@@ -135,7 +144,16 @@ def inspect_command(
       latentwire inspect out/ --json
 
       latentwire inspect bundle/
+
+      latentwire inspect bundle/ --parity
     """
+    if parity:
+        # Judging is the exporter's; this folder knows the name of that command and nothing else of it.
+        command = context.find_root().command.get_command(context, "parity")  # type: ignore[attr-defined]
+        words = [str(path), *(["--json"] if as_json else []), *(["--debug"] if debug else [])]
+        with command.make_context("parity", words, parent=context) as inner:
+            command.invoke(inner)
+        return
 
     def body() -> int:
         from . import commands

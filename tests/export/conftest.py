@@ -12,11 +12,18 @@ import pytest
 
 from latentwire.engines.bundle import AdapterInfo, Bundle, EncoderInfo, Manifest, describe_files
 from latentwire.engines.specs import adapter_spec, bundle_specs, encoder_spec
+from latentwire.engines.tensors import Dim
 from latentwire.engines.toy import byte_tokenizer
+from latentwire.export.attention import Flavour
+from latentwire.export.decoder import build_decoder, rope_tables
 from latentwire.export.export import llm_info, write_llm
 from latentwire.export.external import Layout, Place, external_tensor, write_weights
-from latentwire.export.graph import Graph
+from latentwire.export.families import read_config
+from latentwire.export.graph import Graph, save
+from latentwire.export.precision import PRECISIONS
 from latentwire.export.recorded import Recorded
+from latentwire.export.splice import build_splice
+from latentwire.export.weights import WeightReader
 from latentwire.models.folder import ModelFolder, open_folder
 
 D_Z = 6
@@ -142,6 +149,36 @@ def tiny_decoder(tiny: MakeModel, tmp_path_factory: pytest.TempPathFactory) -> C
 
 
 @pytest.fixture(scope="session")
+def precise(tiny: MakeModel, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Bundle]:
+    """``precise(kind, precision, flavour, capacity)``: decoder and splice, made once; do not change the files."""
+    made: dict[tuple[str, str, Flavour, Dim], Bundle] = {}
+
+    def make(kind: str, name: str, flavour: Flavour = "dual", capacity: Dim = "C") -> Bundle:
+        key = (kind, name, flavour, capacity)
+        if key not in made:
+            made[key] = _precise(tmp_path_factory.mktemp("precise") / "bundle", tiny(kind), *key[1:])
+        return made[key]
+
+    return make
+
+
+def _precise(folder: Path, llm: ModelFolder, name: str, flavour: Flavour, capacity: Dim) -> Bundle:
+    import ml_dtypes  # noqa: F401  # numpy learns the name bfloat16
+
+    folder.mkdir()
+    config, precision = read_config(llm.config, "config.json"), PRECISIONS[name]
+    with WeightReader(llm.weights, config) as reader:
+        tensors = {n: a.astype(precision.dtype) for n, a in (dict(reader) | rope_tables(config)).items()}
+    layout = write_weights(folder / "decoder.safetensors", tensors)
+    save(build_decoder(config, layout, precision, flavour, capacity), folder / "decoder.onnx")
+    save(build_splice(config, layout, precision), folder / "splice.onnx")
+    info, mark = llm_info(llm, config, precision.dtype), "00" * 32
+    parts = (EncoderInfo("none", mark, D_Z, LATENTS, 64), info, AdapterInfo("none", TASK_TOKENS, mark))
+    specs, fixed = bundle_specs(info, D_Z, precision.dtype), capacity if isinstance(capacity, int) else 0
+    return Bundle(folder, Manifest(describe_files(folder), *parts, specs, name, {}, {}, flavour, fixed))
+
+
+@pytest.fixture(scope="session")
 def byte_prompts() -> list[list[int]]:
     """Sixty prompts of the tiny models, 1 to 40 tokens, BOS first."""
     rng = np.random.default_rng(3)
@@ -250,6 +287,6 @@ def fake_adapter(own: Layout, vocab: int, hidden: int) -> Any:
     return g.model(adapter_spec(D_Z, hidden))
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def make_checkpoint() -> Callable[..., Path]:
     return write_checkpoint
