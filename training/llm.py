@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from tokenizers import Tokenizer
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
+from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache, PreTrainedConfig
 
 from ..core.errors import ModelError
 from ..models.store import resolve
@@ -25,6 +25,20 @@ class Special:
     bos: tuple[int, ...]
     eos: tuple[int, ...]
     pad: int
+
+
+class KeyValues:
+    """What an LLM computed for earlier positions, and which positions those were."""
+
+    def __init__(self) -> None:
+        # Without the LLM's config no layer forgets what left its window: the mask decides what is read.
+        self.store = DynamicCache()
+        self._positions: list[Tensor] = []
+
+    def append(self, positions: Tensor) -> Tensor:
+        """Note int64 [B,T] new positions; returns all, int64 [B,C+T]."""
+        self._positions.append(positions)
+        return torch.cat(self._positions, dim=1)
 
 
 class LMWrapper(nn.Module):
@@ -82,15 +96,35 @@ class LMWrapper(nn.Module):
         picked = rows.gather(1, row_index.clamp(min=0)[..., None].expand(-1, -1, rows.shape[-1]))
         return torch.where((row_index >= 0)[..., None], picked.to(embedded.dtype), embedded)
 
-    def hidden(self, inputs_embeds: Tensor, mask: Tensor, positions: Tensor) -> Tensor:
-        """Last hidden states [B,T,H]; ``mask`` bool [B,1,T,T], true where a position may be read."""
-        # Gemma keeps one mask per layer type; every context here is shorter than its window, so they agree.
-        types = getattr(self.model.config, "layer_types", None)
-        masks = dict.fromkeys(types, mask) if types and "sliding_attention" in types else mask
+    def hidden(self, inputs_embeds: Tensor, mask: Tensor, positions: Tensor, cache: KeyValues | None = None) -> Tensor:
+        """Last hidden states of new positions, behind those of ``cache``.
+
+        Args:
+            inputs_embeds: f[B,T,H].
+            mask: bool [B,1,T,C+T], true where a position may be read; C positions stand in the cache.
+            positions: int64 [B,T].
+            cache: keys and values of earlier calls, which grows by these; None computes once and keeps nothing.
+
+        Returns:
+            f[B,T,H].
+        """
+        seen = positions if cache is None else cache.append(positions)
         out: Tensor = self.model.model(
-            inputs_embeds=inputs_embeds, attention_mask=masks, position_ids=positions, use_cache=False
+            inputs_embeds=inputs_embeds,
+            attention_mask=self._masks(mask, positions, seen),
+            position_ids=positions,
+            past_key_values=None if cache is None else cache.store,
+            use_cache=cache is not None,
         ).last_hidden_state
         return out
+
+    def _masks(self, mask: Tensor, queries: Tensor, keys: Tensor) -> Tensor | dict[str, Tensor]:
+        """Gemma keeps one mask per layer type, and its sliding layers read the last ``sliding_window`` positions."""
+        types = getattr(self.model.config, "layer_types", None)
+        if not types or "sliding_attention" not in types:
+            return mask
+        near = queries[:, None, :, None] - keys[:, None, None, :] < self.model.config.sliding_window
+        return {"full_attention": mask, "sliding_attention": mask & near}
 
     def logits(self, hidden: Tensor) -> Tensor:
         """f32 [N,V] for gathered states [N,H]: never the whole batch, whose logits may not fit in memory."""

@@ -14,7 +14,7 @@ from .adapter import Adapter, LearnedAdapter
 from .batch import Batch
 from .config import Config
 from .encoder import EncoderFromEmbedLayer
-from .llm import LMWrapper, read_config
+from .llm import KeyValues, LMWrapper, read_config
 from .loss import AnswerWeights, cross_entropy, distillation
 from .tree import IGNORE, Tree
 
@@ -133,10 +133,10 @@ class LatentModel(nn.Module):
         rows: Tensor = self.adapter(llm).task(batch)  # type: ignore[operator]
         return rows
 
-    def score(self, llm: LMWrapper, tree: Tree, rows: Tensor) -> Scored:
-        """Run the frozen LLM over a tree and keep the scored positions only."""
+    def score(self, llm: LMWrapper, tree: Tree, rows: Tensor, cache: KeyValues | None = None) -> Scored:
+        """Run the frozen LLM over a tree and keep the scored positions only; ``cache`` lets a generation go on."""
         embeds = llm.splice(tree.ids, tree.row_index, rows)
-        hidden = llm.hidden(embeds, tree.mask(), tree.positions)
+        hidden = llm.hidden(embeds, tree.mask(), tree.positions, cache)
         scored = tree.labels != IGNORE
         row = torch.arange(tree.ids.shape[0], device=tree.ids.device)[:, None].expand_as(tree.ids)[scored]
         return Scored(llm.logits(hidden[scored]), tree.labels[scored], tree.rank[scored], row)
