@@ -1,14 +1,13 @@
 """A Hugging Face folder's tensors under the decoder graph's names, checked one by one.
 
-In: a folder of safetensors and a ``DecoderConfig``. Out: arrays by graph name, one at a time, in the layout
-the graph multiplies with. Knows no ONNX. Names are mapped here and nowhere else.
+In: safetensors files and a ``DecoderConfig``. Out: arrays by graph name, whole or in blocks, in the layout the graph
+multiplies with. Knows no ONNX. Names are mapped here and nowhere else.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Self
@@ -18,12 +17,20 @@ import numpy.typing as npt
 
 from ..core.errors import ModelError
 from .families import DecoderConfig
+from .shards import BLOCK, Shards
 
 Array = npt.NDArray[Any]
 
 EMBEDDING: Final = "llm.embedding"
 HEAD: Final = "llm.head"
 FINAL_NORM: Final = "llm.norm"
+
+EXPONENTS: Final = {
+    "float32": (np.uint32, np.uint32(0x7F800000)),
+    "float16": (np.uint16, np.uint16(0x7C00)),
+    "bfloat16": (np.uint16, np.uint16(0x7F80)),
+}
+"""Dtype -> the integer of its size, and the bits of its exponent there."""
 
 
 @dataclass(frozen=True)
@@ -91,26 +98,34 @@ class WeightReader:
     def __init__(self, shards: list[Path], config: DecoderConfig) -> None:
         self.config = config
         self.sources = sources(config)
-        self.shards = shards
-        self._stack = ExitStack()
-        self._at: dict[str, Any] = {}
+        self.shards = Shards(shards)
 
     def __enter__(self) -> Self:
-        from safetensors import safe_open
+        """Open the files and compare names and shapes.
 
-        for shard in self.shards:
-            handle = self._stack.enter_context(safe_open(str(shard), framework="numpy"))
-            self._at |= dict.fromkeys(handle.keys(), handle)
-        self._check_names()
+        Raises:
+            ModelError: 3204, 3206, 3207 as ``Shards``; 3207 missing or extra tensors, other shapes.
+        """
+        self.shards.__enter__()
+        try:
+            self._check_names()
+        except BaseException:
+            self.shards.__exit__()
+            raise
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._stack.close()
+        self.shards.__exit__()
 
     def __iter__(self) -> Iterator[tuple[str, Array]]:
         """(graph name, array) for every tensor, one in memory at a time."""
         for name in self.sources:
             yield name, self.get(name)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """In the graph's layout."""
+        source = self.sources[name]
+        return source.shape[::-1] if source.transpose else source.shape
 
     def get(self, name: str) -> Array:
         """One tensor: float32, in the graph's layout.
@@ -118,25 +133,35 @@ class WeightReader:
         Raises:
             ModelError: 3206 NaN or infinity in it.
         """
+        whole = np.empty(self.shape(name), np.float32)
+        columns = self.sources[name].transpose
+        for at, block in self.blocks(name):
+            if columns:
+                whole[:, at : at + block.shape[1]] = block
+            else:
+                whole[at : at + len(block)] = block
+        return whole
+
+    def blocks(self, name: str, elements: int = BLOCK) -> Iterator[tuple[int, Array]]:
+        """One tensor in blocks of its output channels, which are what a file's rows are.
+
+        Returns:
+            first channel and block, in the graph's layout: of a matrix [in,n] columns, else rows. Of the dtype
+            stored (float32, float16, bfloat16), or float32 where the family adds an offset.
+
+        Raises:
+            ModelError: 3203 another dtype; 3206 NaN or infinity, or bytes that cannot be read.
+        """
         source = self.sources[name]
-        stored = self._read(self._key(source.key))
-        if not np.isfinite(np.sum(stored, dtype=np.float64)) and not np.isfinite(stored).all():
-            raise ModelError(
-                3206,
-                "weights hold NaN or infinity",
-                where=f"tensor {self._key(source.key)}",
-                fix="fetch the model again",
-            )
-        array = stored.T if source.transpose else stored
-        if source.offset:
-            array = array + np.float32(source.offset)
-        return np.ascontiguousarray(array, dtype=np.float32)
-
-    def _read(self, key: str) -> Array:
-        import ml_dtypes  # noqa: F401  # teaches numpy the name bfloat16, which safetensors needs
-
-        array: Array = self._at[key].get_tensor(key)
-        return array.astype(np.float32, copy=False)
+        key, at = self._key(source.key), 0
+        for stored in self.shards.rows(key, elements):
+            if not _finite(stored):
+                raise ModelError(
+                    3206, "weights hold NaN or infinity", where=f"tensor {key}", fix="fetch the model again"
+                )
+            block = stored.astype(np.float32) + np.float32(source.offset) if source.offset else stored
+            yield at, block.T if source.transpose else block
+            at += len(stored)
 
     def _key(self, suffix: str) -> str:
         return suffix if suffix.startswith("lm_head.") else f"model.{suffix}"
@@ -144,15 +169,15 @@ class WeightReader:
     def _check_names(self) -> None:
         wanted = {self._key(s.key): s.shape for s in self.sources.values()}
         # A tied head may be stored as well; older files carry the frequencies they were trained with.
-        extra = {k for k in self._at if k not in wanted and not k.endswith("rotary_emb.inv_freq")}
+        extra = {k for k in self.shards.held if k not in wanted and not k.endswith("rotary_emb.inv_freq")}
         if self.config.tied:
             extra.discard("lm_head.weight")
-        if missing := sorted(set(wanted) - set(self._at)):
+        if missing := sorted(set(wanted) - set(self.shards.held)):
             raise self._misfit(f"{len(missing)} tensors are missing", missing[0], "to be there")
         if extra:
             raise self._misfit(f"{len(extra)} tensors too many", min(extra), "not to be there")
         for key, shape in wanted.items():
-            found = tuple(self._at[key].get_slice(key).get_shape())
+            found = self.shards.shape(key)
             if found != shape:
                 raise self._misfit("a tensor has another shape", key, f"{list(shape)}, got {list(found)}")
 
@@ -160,10 +185,16 @@ class WeightReader:
         return ModelError(
             3207,
             f"weights do not fit the config: {what}",
-            where=f"tensor {key} in {self.shards[0].parent}",
+            where=f"tensor {key} in {self.shards.paths[0].parent}",
             expected=f"expected it {expected}",
             fix="fetch the model again, or fix its config.json",
         )
+
+
+def _finite(array: Array) -> bool:
+    """No NaN and no infinity: nowhere are all bits of the exponent set. Makes no copy in another dtype."""
+    whole, exponent = EXPONENTS[array.dtype.name]
+    return not ((array.view(whole) & exponent) == exponent).any()
 
 
 def read_json(path: Path) -> Mapping[str, Any]:

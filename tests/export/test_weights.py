@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,7 +18,7 @@ from latentwire.core.errors import BundleError, LatentWireError, ModelError
 from latentwire.export.external import external_tensor, point, read_layout, write_weights
 from latentwire.export.families import DecoderConfig, read_config
 from latentwire.export.weights import WeightReader, read_json, sources
-from latentwire.models.folder import ModelFolder
+from latentwire.models.folder import ModelFolder, open_folder
 
 
 @pytest.fixture
@@ -150,3 +152,117 @@ def test_unreadable_json(tmp_path: Path, content: str) -> None:
         read_json(path)
     assert caught.value.code == 3204
     assert json.dumps(str(path))[1:-1] in str(caught.value)
+
+
+def test_blocks_are_the_tensor(tiny: Callable[[str], ModelFolder]) -> None:
+    """Columns of a matrix, rows of the rest; a block of one channel at the least."""
+    llm = tiny("gemma3")
+    config = read_config(llm.config, "config.json")
+    with WeightReader(llm.weights, config) as reader:
+        for name, whole in reader:
+            axis = 1 if reader.sources[name].transpose else 0
+            for elements in (1, 500):
+                parts = list(reader.blocks(name, elements))
+                assert [at for at, _ in parts] == np.cumsum([0, *(p.shape[axis] for _, p in parts[:-1])]).tolist()
+                np.testing.assert_array_equal(np.concatenate([p for _, p in parts], axis), whole)
+            assert whole.shape == reader.shape(name)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float16, ml_dtypes.bfloat16])
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_no_number_in_any_dtype(dtype: Any, value: float, opened: tuple[dict[str, Any], DecoderConfig, Path]) -> None:
+    tensors, config, path = opened
+    tensors = {name: a.astype(dtype) for name, a in tensors.items()}
+    tensors["model.embed_tokens.weight"][257, 47] = value
+    save_file(tensors, path)
+    error = fails(path, config)
+    assert (error.code, error.where) == (3206, "tensor model.embed_tokens.weight")
+
+
+@pytest.mark.parametrize("cut", [1, 100_000, 10**9])
+def test_shard_that_was_cut(cut: int, opened: tuple[dict[str, Any], DecoderConfig, Path]) -> None:
+    """Off by one byte, without its end, empty: the file is named."""
+    tensors, config, path = opened
+    save_file(tensors, path)
+    path.write_bytes(path.read_bytes()[: max(0, path.stat().st_size - cut)])
+    error = fails(path, config)
+    assert (error.code, error.what, error.where) == (3206, "cannot read a weight file", str(path))
+
+
+def test_shard_that_shrinks_while_it_is_read(opened: tuple[dict[str, Any], DecoderConfig, Path]) -> None:
+    tensors, config, path = opened
+    save_file(tensors, path)
+    with WeightReader([path], config) as reader:
+        os.truncate(path, path.stat().st_size // 2)
+        with pytest.raises(ModelError) as caught:
+            dict(reader)
+    assert (caught.value.code, caught.value.where) == (3206, str(path))
+    assert caught.value.expected.endswith(" ends early")
+
+
+def test_missing_shard(opened: tuple[dict[str, Any], DecoderConfig, Path]) -> None:
+    _, config, path = opened
+    error = fails(path, config)
+    assert (error.code, error.where) == (3204, str(path))
+
+
+def test_tensor_in_two_shards(opened: tuple[dict[str, Any], DecoderConfig, Path], tmp_path: Path) -> None:
+    """Which of the two would be right is not for us to guess."""
+    tensors, config, path = opened
+    save_file(tensors, path)
+    save_file({"model.norm.weight": tensors["model.norm.weight"]}, tmp_path / "b.safetensors")
+    with pytest.raises(ModelError) as caught, WeightReader([path, tmp_path / "b.safetensors"], config):
+        pass
+    assert caught.value.code == 3207
+    assert caught.value.where == f"tensor model.norm.weight in {tmp_path / 'b.safetensors'}"
+
+
+def test_quantised_weights(opened: tuple[dict[str, Any], DecoderConfig, Path]) -> None:
+    tensors, config, path = opened
+    name = "model.layers.0.mlp.up_proj.weight"
+    save_file(tensors | {name: tensors[name].astype(np.int8)}, path)
+    error = fails(path, config)
+    assert (error.code, error.what, error.where) == (3203, "unsupported weight dtype I8", f"tensor {name} in {path}")
+
+
+def sharded(tensors: dict[str, Any], folder: Path, index: dict[str, str]) -> None:
+    """A model folder of two weight files and the index ``index``."""
+    names = sorted(tensors)
+    save_file({n: tensors[n] for n in names[::2]}, folder / "model-1.safetensors")
+    save_file({n: tensors[n] for n in names[1::2]}, folder / "model-2.safetensors")
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": index}))
+
+
+@pytest.fixture
+def copied(tiny: Callable[[str], ModelFolder], tmp_path: Path) -> Path:
+    """A tiny Llama's folder without its weights."""
+    folder = tmp_path / "copy"
+    shutil.copytree(tiny("llama").path, folder, ignore=shutil.ignore_patterns("*.safetensors"))
+    return folder
+
+
+def test_index_naming_a_missing_file(opened: tuple[dict[str, Any], DecoderConfig, Path], copied: Path) -> None:
+    tensors = opened[0]
+    sharded(tensors, copied, dict.fromkeys(tensors, "model-1.safetensors") | {"lm_head.weight": "model-3.safetensors"})
+    with pytest.raises(ModelError) as caught:
+        open_folder(copied, "copy", copied.parent)
+    assert (caught.value.code, caught.value.where) == (3204, str(copied / "model-3.safetensors"))
+
+
+def test_index_naming_the_wrong_file(opened: tuple[dict[str, Any], DecoderConfig, Path], copied: Path) -> None:
+    """Names are taken from the files themselves, so an index that leaves a file out leaves tensors out."""
+    tensors, config, _ = opened
+    sharded(tensors, copied, dict.fromkeys(tensors, "model-1.safetensors"))
+    llm = open_folder(copied, "copy", copied.parent)
+    with pytest.raises(ModelError) as caught, WeightReader(llm.weights, config):
+        pass
+    missing = sorted(tensors)[1]
+    assert (caught.value.code, caught.value.where) == (3207, f"tensor {missing} in {copied}")
+
+
+def test_pickled_weights(copied: Path) -> None:
+    (copied / "pytorch_model.bin").write_bytes(b"\x80\x02.")
+    with pytest.raises(BundleError) as caught:
+        open_folder(copied, "copy", copied.parent)
+    assert caught.value.code == 4005
+    assert "pytorch_model.bin" in caught.value.expected
