@@ -47,6 +47,10 @@ class Buffers:
     cache: Mapping[str, npt.NDArray[Any]]
     memory: Mapping[str, npt.NDArray[Any]]
 
+    def feed(self, embeds: npt.NDArray[np.float32]) -> None:
+        """Let the next ``decode`` read float32 [B,1,H] instead of the last token's embedding, wherever that lies."""
+        self.next_embeds[...] = embeds
+
     def rows(self, start: int, stop: int) -> Self:
         """Rows ``start`` to ``stop - 1`` as a batch of their own, in the same memory.
 

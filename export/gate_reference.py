@@ -75,7 +75,7 @@ def _states(probe: Probe, prompts: Prompts, cached: bool) -> list[F32]:
         hidden = probe.hidden(buffers)
         return [hidden[:, b, :n] for b, n in enumerate(lengths)]
     probe.prefill(buffers, embeds[:, :-1], lengths - 1)
-    buffers.next_embeds[:, 0] = embeds[np.arange(len(prompts)), lengths - 1]
+    buffers.feed(embeds[np.arange(len(prompts)), lengths - 1][:, None])
     probe.decode(buffers)
     return [state[:, None] for state in probe.hidden(buffers)[:, :, 0].transpose(1, 0, 2)]
 

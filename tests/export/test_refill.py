@@ -11,16 +11,22 @@ from latentwire.core.errors import LatentError
 from latentwire.engines.base import Engine
 from latentwire.engines.bundle import Bundle
 from latentwire.engines.ort import OrtCpuEngine
+from latentwire.engines.ort_cuda import OrtCudaEngine
 from latentwire.engines.torch_ref import TorchRefEngine
 from latentwire.export.drive import embed, greedy, lengths_of
 
-MAKERS = {"ort-cpu": OrtCpuEngine, "torch-ref": TorchRefEngine}
+
+def on_host(bundle: Bundle, *, threads: int) -> OrtCudaEngine:
+    """The GPU engine's class without a GPU."""
+    return OrtCudaEngine(bundle, device="cpu", threads=threads)
+
+
+MAKERS: dict[str, Callable[..., Engine]] = {"ort-cpu": OrtCpuEngine, "ort-device": on_host, "torch-ref": TorchRefEngine}
 
 
 @pytest.fixture(params=sorted(MAKERS))
 def engine(request: pytest.FixtureRequest, tiny_decoder: Callable[[str], Bundle]) -> Engine:
-    made: Engine = MAKERS[request.param](tiny_decoder("llama-3.1"), threads=1)
-    return made
+    return MAKERS[request.param](tiny_decoder("llama-3.1"), threads=1)
 
 
 def test_refilled_rows_and_their_neighbours(engine: Engine, byte_prompts: list[list[int]]) -> None:
@@ -30,6 +36,7 @@ def test_refilled_rows_and_their_neighbours(engine: Engine, byte_prompts: list[l
     buffers = engine.alloc(5, 64)
     engine.prefill(buffers, embed(engine, first), lengths_of(first))
     tokens: list[list[int]] = [[t] for t in buffers.next_token.tolist()]
+    done: list[list[int]] = []
     for step in range(6):
         if step == 3:
             view = buffers.rows(1, 3)

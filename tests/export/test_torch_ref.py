@@ -10,21 +10,13 @@ import numpy as np
 import pytest
 
 from latentwire.core.errors import BundleError, LatentError
-from latentwire.engines.bundle import AdapterInfo, Bundle, EncoderInfo, Manifest, describe_files
+from latentwire.engines.base import Engine
+from latentwire.engines.bundle import Bundle, describe_files
 from latentwire.engines.ort import OrtCpuEngine
-from latentwire.engines.specs import bundle_specs
 from latentwire.engines.torch_ref import TorchRefEngine
 from latentwire.export.attention import Flavour
-from latentwire.export.decoder import build_decoder, rope_tables
 from latentwire.export.drive import embed, greedy, lengths_of
-from latentwire.export.export import llm_info
-from latentwire.export.external import write_weights
-from latentwire.export.families import read_config
-from latentwire.export.graph import save
 from latentwire.export.precision import PRECISIONS
-from latentwire.export.splice import build_splice
-from latentwire.export.weights import WeightReader
-from latentwire.models.folder import ModelFolder
 
 KINDS = ["llama", "llama-tied", "llama-3.1", "qwen2", "qwen2-tied", "gemma3"]
 
@@ -34,7 +26,7 @@ def test_equals_onnx_runtime(kind: str, tiny_decoder: Callable[[str], Bundle], b
     """Logits of a ragged prefill and of three steps after it; float32, absolute tolerance 2e-5."""
     prompts = byte_prompts[:8]
     worst, mean = 0.0, []
-    engines = [OrtCpuEngine(tiny_decoder(kind), threads=1), TorchRefEngine(tiny_decoder(kind), threads=1)]
+    engines: list[Engine] = [OrtCpuEngine(tiny_decoder(kind), threads=1), TorchRefEngine(tiny_decoder(kind), threads=1)]
     held = [engine.alloc(8, 64) for engine in engines]
     for engine, buffers in zip(engines, held, strict=True):
         engine.prefill(buffers, embed(engine, prompts), lengths_of(prompts))
@@ -50,38 +42,20 @@ def test_equals_onnx_runtime(kind: str, tiny_decoder: Callable[[str], Bundle], b
     held[1].check_guards()
 
 
-def in_precision(folder: Path, llm: ModelFolder, name: str, flavour: Flavour = "dual") -> Bundle:
-    """Decoder and splice of ``llm`` in another precision, cache and all."""
-    import ml_dtypes  # noqa: F401  # numpy learns the name bfloat16
-
-    folder.mkdir()
-    config, precision = read_config(llm.config, "config.json"), PRECISIONS[name]
-    with WeightReader(llm.weights, config) as reader:
-        tensors = {n: a.astype(precision.dtype) for n, a in (dict(reader) | rope_tables(config)).items()}
-    layout = write_weights(folder / "decoder.safetensors", tensors)
-    save(build_decoder(config, layout, precision, flavour), folder / "decoder.onnx")
-    save(build_splice(config, layout, precision), folder / "splice.onnx")
-    info, mark = llm_info(llm, config, precision.dtype), "00" * 32
-    specs = bundle_specs(info, 6, precision.dtype)
-    parts = (EncoderInfo("none", mark, 6, 5, 64), info, AdapterInfo("none", 2, mark))
-    return Bundle(folder, Manifest(describe_files(folder), *parts, specs, name, {}, {}, flavour))
-
-
 @pytest.mark.parametrize(("precision", "limit"), [("fp16", 10 * 2**-11), ("bf16", 10 * 2**-8)])
 @pytest.mark.parametrize("kind", ["llama", "gemma3"])
 def test_other_dtypes_round_and_nothing_else(
     kind: str,
     precision: str,
     limit: float,
-    tmp_path: Path,
-    tiny: Callable[[str], ModelFolder],
+    precise: Callable[..., Bundle],
     tiny_decoder: Callable[[str], Bundle],
     byte_prompts: list[list[int]],
 ) -> None:
     """The residual stream after the last layer stays within ten roundings of the float32 one, in relative L2."""
     prompts, watch = byte_prompts[:4], ["hidden.0", "hidden.3", "past_k.2"]
     states = []
-    for bundle in (tiny_decoder(kind), in_precision(tmp_path / precision, tiny(kind), precision)):
+    for bundle in (tiny_decoder(kind), precise(kind, precision)):
         engine = TorchRefEngine(bundle, threads=1, watch=watch)
         buffers = engine.alloc(4, 64)
         engine.prefill(buffers, embed(engine, prompts), lengths_of(prompts))
@@ -91,17 +65,16 @@ def test_other_dtypes_round_and_nothing_else(
         assert engine.watched["past_k.2"].shape == buffers.cache["past_k.2"].shape
         states.append(engine.watched["hidden.3"])
         buffers.check_guards()
-    assert buffers.cache["past_k.0"].dtype.name == PRECISIONS[precision].dtype
+        assert buffers.cache["past_k.0"].dtype.name == bundle.manifest.llm.dtype
+    assert bundle.manifest.llm.dtype == PRECISIONS[precision].dtype
     error = float(np.linalg.norm(states[0] - states[1]) / np.linalg.norm(states[0]))
     print(f"{kind} {precision}: relative L2 {error:.2g}")
     assert 0 < error < limit
 
 
-def test_float16_equals_onnx_runtime(
-    tmp_path: Path, tiny: Callable[[str], ModelFolder], byte_prompts: list[list[int]]
-) -> None:
+def test_float16_equals_onnx_runtime(precise: Callable[..., Bundle], byte_prompts: list[list[int]]) -> None:
     """Two engines, one float16 file: logits within a few roundings, same tokens."""
-    bundle = in_precision(tmp_path / "half", tiny("llama"), "fp16")
+    bundle = precise("llama", "fp16")
     found = []
     for engine in (OrtCpuEngine(bundle, threads=1), TorchRefEngine(bundle, threads=1)):
         buffers = engine.alloc(6, 64)
@@ -163,13 +136,12 @@ def test_operator_nobody_knows(tmp_path: Path, tiny_decoder: Callable[[str], Bun
 @pytest.mark.parametrize("flavour", ["mask", "gqa"])
 def test_other_flavours(
     flavour: Flavour,
-    tmp_path: Path,
-    tiny: Callable[[str], ModelFolder],
+    precise: Callable[..., Bundle],
     tiny_decoder: Callable[[str], Bundle],
     byte_prompts: list[list[int]],
 ) -> None:
     """Tokens of a ragged batch equal those of the dual flavour."""
-    engine = TorchRefEngine(in_precision(tmp_path / flavour, tiny("gemma3"), "fp32", flavour), threads=1)
+    engine = TorchRefEngine(precise("gemma3", "fp32", flavour), threads=1)
     want = greedy(TorchRefEngine(tiny_decoder("gemma3"), threads=1), byte_prompts[:6], 4)
     assert greedy(engine, byte_prompts[:6], 4).tolist() == want.tolist()
 
