@@ -135,13 +135,13 @@ class _Builder:
         """Gated MLP. silu is written Sigmoid * x: no engine has a kernel for the newer single operator."""
         g, p, c = self.g, self.p, self.c
         rows = p.operand(x, c.hidden_size, f"{at}gate")
-        gate, up = p.product(rows, f"{at}gate"), p.product(rows, f"{at}up")
+        gate, up = p.product(rows, f"{at}gate"), p.raw_product(rows, f"{at}up")
         if c.switches.activation == "silu":
             gated = g.op("Mul", gate, g.op("Sigmoid", gate))
         else:
             gated = g.op("Gelu", gate, approximate="tanh")
-        down = p.product(p.operand(g.op("Mul", gated, up), c.intermediate_size, f"{at}down"), f"{at}down")
-        return p.stream(down, c.hidden_size)
+        out = p.operand(g.op("Mul", gated, up), c.intermediate_size, f"{at}down", raw=rows)
+        return p.stream(p.product(out, f"{at}down"), c.hidden_size)
 
     def head(self, x: str) -> None:
         """Only the last true position of each row reaches the head: a fifth of prefill is saved."""

@@ -58,13 +58,18 @@ class Projection:
     precision: Precision
     scales: Mapping[str, float] = field(default_factory=dict)
 
-    def operand(self, x: str, width: int, weight: str, *, last: bool = False) -> Operand:
+    def operand(self, x: str, width: int, weight: str, *, raw: Operand | None = None, last: bool = False) -> Operand:
         """Rows [...,width] in the form that products take.
 
-        ``weight`` is one of those that multiply them; ``last``: one row a batch row, not S.
+        Args:
+            x: the rows.
+            width: of one.
+            weight: one of those that will multiply them.
+            raw: ``x`` is linear in a ``raw_product`` of these.
+            last: one row a batch row, not S.
         """
         if self.precision.matmul == "int8":
-            return self._int8_rows(x, width, last=last)
+            return self._int8_rows(x, width, raw, last=last)
         return Operand(self._fp8_rows(x, weight) if self.precision.matmul == "fp8" else x, width)
 
     def product(self, rows: Operand, weight: str, bias: str = "") -> str:
@@ -72,6 +77,10 @@ class Projection:
         times = {"plain": self._plain, "int8": self._int8, "blocks": self._blocks, "fp8": self._fp8}
         y = times[self.precision.matmul](rows, weight)
         return self.g.op("Add", y, self.g.weight(bias)) if bias else y
+
+    def raw_product(self, rows: Operand, weight: str) -> str:
+        """As ``product``; for int8 without each row's factor, which a later ``operand`` takes in."""
+        return self._int8_raw(rows, weight) if self.precision.matmul == "int8" else self.product(rows, weight)
 
     def head(self, last: str, width: int, plain: str, quantised: str) -> str:
         """Scores [B,V] of ``last`` [B,H]; the weight is ``plain`` [V,H], or what is stored for ``quantised``."""
@@ -95,27 +104,33 @@ class Projection:
     def _plain(self, rows: Operand, weight: str) -> str:
         return self.g.op("MatMul", rows.x, self.g.weight(weight))
 
-    def _int8_rows(self, x: str, width: int, *, last: bool) -> Operand:
+    def _int8_rows(self, x: str, width: int, raw: Operand | None, *, last: bool) -> Operand:
         """Each row in 255 steps around 128, its largest magnitude 127 steps away.
 
-        Unsigned, because ONNX Runtime has no fast kernel for signed times signed.
+        Unsigned, because ONNX Runtime has no fast kernel for signed times signed. Two reductions, because one of
+        the magnitudes would first write them all out.
         """
         g = self.g
         flat = g.op("Reshape", x, g.constant(f"shape.rows.{width}", np.array([-1, width], np.int64)))
-        largest = g.op("ReduceMax", g.op("Abs", flat), g.constant("axis.last", np.array([-1], np.int64)), keepdims=1)
-        largest = g.op("Max", largest, g.constant("smallest", np.array(SMALLEST, np.float32)))
+        axis = g.constant("axis.last", np.array([-1], np.int64))
+        high, low = (g.op(f"Reduce{m}", flat, axis, keepdims=1) for m in ("Max", "Min"))
+        largest = g.op("Max", high, g.op("Neg", low), g.constant("smallest", np.array(SMALLEST, np.float32)))
         step = g.op("Mul", largest, g.constant("int8.step", np.array(1 / INT8_TOP, np.float32)))
         step = g.op("Reshape", step, g.constant("shape.line", np.array([-1], np.int64)))
         zero, lines = g.constant("uint8.zero", np.array(UINT8_ZERO, np.uint8)), "last" if last else "all"
         zeros = g.once(f"uint8.zeros.{lines}", "Expand", zero, g.once(f"shape.{lines}", "Shape", step))
+        if raw:
+            largest = g.op("Mul", largest, raw.largest)
         return Operand(g.op("QuantizeLinear", flat, step, zeros, axis=0), width, largest)
 
     def _int8(self, rows: Operand, weight: str) -> str:
+        return self.g.op("Mul", self._int8_raw(rows, weight), rows.largest)
+
+    def _int8_raw(self, rows: Operand, weight: str) -> str:
         """The contrib node takes int32 sums to float32 while they are in registers; a Cast would store them first."""
         g = self.g
-        step, zero = "int8.step", "uint8.zero"
-        stored = g.weight(f"{weight}.int8"), step, g.weight(f"{weight}.scale"), zero
-        return g.op("Mul", g.op("MatMulIntegerToFloat", rows.x, *stored, domain=CONTRIB), rows.largest)
+        stored = "int8.step", g.weight(f"{weight}.scale"), "uint8.zero"
+        return g.op("MatMulIntegerToFloat", rows.x, g.weight(f"{weight}.int8"), *stored, domain=CONTRIB)
 
     def _blocks(self, rows: Operand, weight: str) -> str:
         g = self.g
