@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Final
 
-from ..core.errors import InputError
+from ..core.errors import BundleError, EnvironmentFault, InputError
 from ..engines.base import Engine
 from ..engines.bundle import Bundle
 from ..engines.ort import OrtCpuEngine
+from ..engines.ort_cuda import OrtCudaEngine, place_of
 from ..engines.torch_ref import TorchRefEngine
 from . import reference
 from .drive import SLACK
@@ -17,6 +19,8 @@ from .gate_same import STEPS
 from .precision import precision
 from .probe import Probe, ProbeEngine, TorchProbe
 from .recorded import Recorded
+
+LATER: Final = "slow; latentwire inspect BUNDLE --parity runs it"
 
 
 @dataclass(frozen=True)
@@ -29,6 +33,7 @@ class Backend:
         watch: the same with every layer's states in reach; None where that cannot be had.
         batch: most rows of a call; 0: any.
         length: most positions of a row, answer included; 0: any.
+        slow: much slower than the others; an export uses it only where no other runs the bundle.
     """
 
     name: str
@@ -36,6 +41,7 @@ class Backend:
     watch: Callable[[], Probe] | None
     batch: int = 0
     length: int = 0
+    slow: bool = False
 
 
 def backends(
@@ -61,6 +67,31 @@ def backends(
     return there, absent
 
 
+def running(
+    bundle: Bundle, threads: int | None, only: Sequence[str] | None = None, *, quick: bool = False
+) -> tuple[list[Backend], list[Finding]]:
+    """As ``backends``, of which there is at least one; ``quick``: no slow one beside others.
+
+    Raises:
+        BundleError: 4011 no backend of this machine runs the bundle.
+        InputError: 2111 as ``backends``.
+    """
+    there, absent = backends(bundle, threads, only)
+    fast = [b for b in there if not b.slow]
+    if quick and fast:
+        absent += [Finding("all but weights", b.name, "not run", detail=LATER) for b in there if b.slow]
+        return fast, absent
+    if there:
+        return there, absent
+    raise BundleError(
+        4011,
+        "nothing here runs this bundle, so that it cannot be checked",
+        where=str(bundle.path),
+        expected="; ".join(f"{f.backend}: {f.detail}" for f in absent),
+        fix="check it on a machine with the device, or export with --verify weights",
+    )
+
+
 def _ort_cpu(bundle: Bundle, threads: int | None) -> Backend | str:
     if not precision(bundle.manifest.precision).on_cpu:
         return f"ONNX Runtime has no CPU kernels for {bundle.manifest.precision}"
@@ -70,6 +101,14 @@ def _ort_cpu(bundle: Bundle, threads: int | None) -> Backend | str:
         lambda: ProbeEngine(bundle, threads=threads),
         length=bundle.manifest.capacity,
     )
+
+
+def _ort_cuda(bundle: Bundle, threads: int | None) -> Backend | str:
+    try:
+        place_of("cuda")
+    except EnvironmentFault as e:
+        return e.what
+    return Backend("ort-cuda", lambda: OrtCudaEngine(bundle, threads=threads), None, length=bundle.manifest.capacity)
 
 
 def _torch_ref(bundle: Bundle, threads: int | None) -> Backend | str:
@@ -83,11 +122,13 @@ def _torch_ref(bundle: Bundle, threads: int | None) -> Backend | str:
         lambda: TorchRefEngine(bundle, threads=threads),
         lambda: TorchProbe(bundle, threads=threads),
         length=m.capacity,
+        slow=True,
     )
 
 
 FINDERS: dict[str, Callable[[Bundle, int | None], Backend | str]] = {
     "ort-cpu": _ort_cpu,
+    "ort-cuda": _ort_cuda,
     "torch-ref": _torch_ref,
 }
 """Name -> how to find it: the backend, or why it is not here."""

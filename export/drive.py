@@ -135,3 +135,9 @@ def _note(engine: Engine, buffers: Buffers, last: I64 | None) -> Run:
         return Run(logits, tokens, nothing)
     states: F32 = watch(buffers)
     return Run(logits, tokens, states[:, np.arange(buffers.batch), last][None])
+
+
+def feed(engine: Engine, buffers: Buffers, tokens: Sequence[int]) -> None:
+    """One decode step with these tokens in place of the engine's own choices."""
+    buffers.feed(embed(engine, [[t] for t in tokens]))
+    engine.decode(buffers)

@@ -26,7 +26,7 @@ class LogitError:
     """Logits of one backend after every prompt, against the reference's.
 
     Attributes:
-        relative: L2, of the worst prompt.
+        relative: L2, of the worst prompt, both sides less their mean over the vocabulary, which changes no choice.
         max_abs: of one logit.
         prompt: the worst one.
     """
@@ -87,6 +87,7 @@ def logit_error(engine: Engine, recorded: Recorded) -> LogitError:
         have = np.array(prefilled(engine, prompts, 0).logits)[:, recorded.logit_ids].astype(np.float64)
         want = recorded.logits[start : start + len(prompts)].astype(np.float64)
         largest = max(largest, float(np.abs(have - want).max()))
+        have, want = (x - x.mean(axis=1, keepdims=True) for x in (have, want))
         relative.append(np.linalg.norm(have - want, axis=1) / np.linalg.norm(want, axis=1))
     rows = np.concatenate(relative)
     return LogitError(float(rows.max()), largest, int(rows.argmax()))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any, Final
 
 import numpy as np
@@ -19,8 +19,6 @@ from .weights import HEAD, WeightReader
 Array = npt.NDArray[Any]
 F32 = npt.NDArray[np.float32]
 
-BLOCK: Final = 1 << 22
-"""Elements compared at once."""
 ROOM: Final = 1e-3
 """Half steps that the arithmetic of a scale may add."""
 NARROW: Final = {"int8": 254.0, "w8": 255.0, "w4": 15.0, "fp8": 16.0}
@@ -42,66 +40,54 @@ def check_weights(bundle: Bundle, llm: ModelFolder) -> Finding:
     worst = 0.0
     with WeightReader(llm.weights, config) as reader, safe_open(bundle.file("decoder.safetensors"), "numpy") as ours:
         for name in reader.sources:
-            want, what = reader.get(name), kind(name, tied=config.tied)
-            parts = stored(name, want.shape, what, form)
-            if parts[0].name == name:
-                _check_plain(ours, name, want)
-                parts = parts[1:]
-            if parts:
-                rows_are_outputs = what in ("head", "tied")
-                matrix = want.T if rows_are_outputs else want
-                worst = max(worst, _check_steps(ours, HEAD if rows_are_outputs else name, matrix, parts, form))
+            what = kind(name, tied=config.tied)
+            parts = stored(name, reader.shape(name), what, form)
+            outputs_first = what in ("head", "tied")
+            for at, block in reader.blocks(name):
+                rest = parts
+                if parts[0].name == name:
+                    _check_plain(ours, parts[0], at, block)
+                    rest = parts[1:]
+                if rest:
+                    matrix = (block.T if outputs_first else block).astype(np.float32)
+                    worst = max(worst, _check_steps(ours, HEAD if outputs_first else name, at, matrix, rest, form))
         detail = f"{len(reader.sources)} tensors, matrices as {form.name}"
     if form.matmul == "plain":
         return Finding("weights", "file", "passed", 0.0, 0.0, "values", detail)
     return Finding("weights", "file", "passed", worst, 0.5, "steps", detail)
 
 
-def _check_plain(ours: Any, name: str, want: F32) -> None:
-    """Equal after rounding to the dtype that the file has."""
-    have = ours.get_slice(name)
-    if tuple(have.get_shape()) != want.shape:
-        raise departed("weights", "file", name, None, None, "", f"expected {want.shape}, got {have.get_shape()}")
-    for rows in _blocks(want):
-        block = have[rows] if want.ndim > 1 else ours.get_tensor(name)[rows]
-        other = block != want[rows].astype(block.dtype)
-        if other.any():
-            largest = float(np.abs(block.astype(np.float32) - want[rows])[other].max())
-            where = f"{int(other.sum())} values from row {rows.start} on, by up to {largest:.3g}"
-            raise departed("weights", "file", name, float(other.sum()), 0.0, "values", where)
+def _check_plain(ours: Any, part: Stored, at: int, want: Array) -> None:
+    """Output channels from ``at`` on: equal after rounding to the dtype that the file has."""
+    have = _slice(ours, part, at, want.shape[part.axis])
+    if have.shape != want.shape:
+        raise departed("weights", "file", part.name, None, None, "", f"expected {want.shape}, got {have.shape}")
+    other = have != want.astype(have.dtype)
+    if other.any():
+        largest = float(np.abs(have.astype(np.float32) - want.astype(np.float32))[other].max())
+        where = f"{int(other.sum())} values from output {at} on, by up to {largest:.3g}"
+        raise departed("weights", "file", part.name, float(other.sum()), 0.0, "values", where)
 
 
-def _check_steps(ours: Any, name: str, want: F32, parts: Sequence[Stored], form: Precision) -> float:
-    """Matrix [in,out] within half a step of what is stored for it. Returns the worst distance in steps."""
-    worst = 0.0
-    for columns in _blocks(want.T):
-        tensors = {p.name: _slice(ours, p, columns) for p in parts}
-        right = want[:, columns]
-        values, half = restore(name, tensors, right.shape, form)
-        largest = np.abs(right).max(axis=0)
-        wide = (half.max(axis=0) > largest / NARROW[form.name] * 1.01) & (largest > 0)
-        if wide.any():
-            at = int(wide.argmax())
-            where = (
-                f"output {columns.start + at}: half a step is {half[:, at].max():.3g}, values reach {largest[at]:.3g}"
-            )
-            raise departed("weights", "file", f"{name}.scale", None, None, "", where)
-        error = np.abs(values - right) / half
-        worst = max(worst, float(error.max()) / 2)
-        if not worst <= 0.5 + ROOM:
-            at = columns.start + int(error.max(axis=0).argmax())
-            raise departed("weights", "file", name, worst, 0.5, "steps", f"output {at}")
+def _check_steps(ours: Any, name: str, at: int, want: F32, parts: Sequence[Stored], form: Precision) -> float:
+    """Columns [in,n] of a matrix, from ``at`` on, within half a step. Returns the worst distance in steps."""
+    tensors = {p.name: _slice(ours, p, at, want.shape[1]) for p in parts}
+    values, half = restore(name, tensors, want.shape, form)
+    largest = np.abs(want).max(axis=0)
+    wide = (half.max(axis=0) > largest / NARROW[form.name] * 1.01) & (largest > 0)
+    if wide.any():
+        column = int(wide.argmax())
+        where = f"output {at + column}: half a step is {half[:, column].max():.3g}, values reach {largest[column]:.3g}"
+        raise departed("weights", "file", f"{name}.scale", None, None, "", where)
+    error = np.abs(values - want) / half
+    worst = float(error.max()) / 2
+    if not worst <= 0.5 + ROOM:
+        where = f"output {at + int(error.max(axis=0).argmax())}"
+        raise departed("weights", "file", name, worst, 0.5, "steps", where)
     return worst
 
 
-def _slice(ours: Any, part: Stored, columns: slice) -> Array:
+def _slice(ours: Any, part: Stored, at: int, count: int) -> Array:
     view = ours.get_slice(part.name)
-    array: Array = view[columns] if part.axis == 0 else view[:, columns]
+    array: Array = view[:, at : at + count] if part.axis == 1 else view[at : at + count]
     return array
-
-
-def _blocks(array: Array) -> Iterator[slice]:
-    """Rows of ``array``, about BLOCK elements at a time."""
-    step = max(1, BLOCK // max(1, array[:1].size))
-    for start in range(0, len(array), step):
-        yield slice(start, min(start + step, len(array)))

@@ -3,11 +3,13 @@
 Errors are relative L2 norms unless another unit is named. ``hidden`` and ``logits`` are measured against the
 reference, ``same`` between two runs of one bundle that must agree: alone and in a batch, padded and not.
 
-float32 differs from the reference by the order of its sums only. With 16 bits every operation rounds, so a layer
-may be 2 % off; that is also the bound for the logits. Quantised weights have errors by design: they are stated and
-bounded loosely, so that a wrong graph (0.5 and more) still stands out, while what the loss means for answers is
-measured by ``loss`` and stands in the manifest. Between two runs of one bundle only the order of sums differs, and
-with it, in the 16-bit and quantised forms, a rounding here and there.
+float32 differs from the reference by the order of its sums only. With 16 bits every operation rounds: a layer of a
+float16 model may be 2 % off. bfloat16 has an eighth of its steps, and a language model's few huge activations take
+most of them: transformers' own bfloat16 run of SmolLM2-135M lies 4.0 % (states) and 6.6 % (logits) from its float32
+run, so the bounds are 5 % and 10 %. Quantised weights have errors by design: they are stated and bounded so
+that a wrong graph, which shows as 50 % and more or as half the choices, stands out; what the loss means for answers
+is measured by ``loss`` and stands in the manifest. Between two runs of one bundle only the order of sums differs, but a
+sum that falls on the other side of a rounding step spreads, in bfloat16 as far as the error against float32.
 """
 
 from __future__ import annotations
@@ -49,16 +51,14 @@ class Limits:
 LOGIT_TOLERANCE: Final = 1e-3
 """float32: largest absolute error of a logit."""
 
-_HALF: Final = Limits(2e-2, 2e-2, 2e-2, False, 0.99, True, 2e-2)
-
 LIMITS: Final[dict[str, Limits]] = {
     "fp32": Limits(1e-5, 1e-4, LOGIT_TOLERANCE, True, 1.0, True, 1e-4),
-    "fp16": _HALF,
-    "bf16": _HALF,
-    "int8": Limits(None, None, 0.25, False, 0.75, False, 2e-2),
-    "w8": Limits(None, None, 0.25, False, 0.75, False, 2e-2),
-    "w4": Limits(None, None, 0.5, False, 0.5, False, 2e-2),
-    "fp8": Limits(None, None, 0.25, False, 0.75, False, 2e-2),
+    "fp16": Limits(2e-2, 2e-2, 2e-2, False, 0.99, True, 2e-2),
+    "bf16": Limits(5e-2, 5e-2, 1e-1, False, 0.99, True, 1.5e-1),
+    "int8": Limits(None, None, 0.5, False, 0.8, False, 0.1),
+    "w8": Limits(None, None, 0.3, False, 0.9, False, 0.1),
+    "w4": Limits(None, None, 1.0, False, 0.6, False, 0.1),
+    "fp8": Limits(None, None, 0.5, False, 0.8, False, 0.1),
 }
 
 

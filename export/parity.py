@@ -20,11 +20,11 @@ from functools import cache, partial
 from typing import Any, Literal
 
 from ..core.console import message, track
-from ..core.errors import BundleError, LatentError
+from ..core.errors import LatentError
 from ..engines.base import Engine
 from ..engines.bundle import Bundle
 from ..models.folder import ModelFolder
-from .backends import Backend, backends, fitting
+from .backends import Backend, fitting, running
 from .findings import Finding, ParityError, departed
 from .gate_reference import check_logits, check_states, check_tokens, logit_error
 from .gate_same import GATES, Sample, sample
@@ -82,6 +82,7 @@ def verify(
     threads: int | None = None,
     only: Sequence[str] | None = None,
     stop: bool = True,
+    quick: bool = True,
 ) -> Report:
     """Run the gates.
 
@@ -93,6 +94,7 @@ def verify(
         threads: computing threads; None: all.
         only: backends to use; None: every one that is there.
         stop: raise the first failure; otherwise it is listed and the next gate runs.
+        quick: leave out backends that are slow, unless nothing else runs the bundle or they are named in ``only``.
 
     Raises:
         ParityError: 4010, naming the first tensor that departs.
@@ -105,9 +107,7 @@ def verify(
         return Report(how, "", tuple(findings))
     if choice is None:
         raise ValueError("a full check needs a yardstick")
-    there, absent = backends(bundle, threads, only)
-    if not there:
-        raise _nothing_runs(bundle, absent)
+    there, absent = running(bundle, threads, only, quick=quick and only is None)
     recorded = run_reference(choice, llm, bundle.manifest.llm.bos)
     message(f"parity: {len(recorded.prompts)} prompts against {recorded.source} on {', '.join(b.name for b in there)}")
     for backend in there:
@@ -173,13 +173,3 @@ def _judged(gate: str, backend: str, check: Callable[[], Finding], stop: bool) -
         if stop:
             raise
         return e.finding
-
-
-def _nothing_runs(bundle: Bundle, absent: Sequence[Finding]) -> BundleError:
-    return BundleError(
-        4011,
-        "nothing here runs this bundle, so that it cannot be checked",
-        where=str(bundle.path),
-        expected="; ".join(f"{f.backend}: {f.detail}" for f in absent),
-        fix="check it on a machine with the device, or export with --verify weights",
-    )

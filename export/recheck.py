@@ -44,7 +44,7 @@ def recheck(request: Recheck) -> Report:
     bundle = read_bundle(request.bundle)
     llm = _same_model(bundle, resolve(request.llm or bundle.manifest.llm.name))
     yardstick = find_reference(request.reference, llm, request.bundle)
-    return verify(bundle, llm, yardstick, threads=request.threads, only=request.backends, stop=False)
+    return verify(bundle, llm, yardstick, threads=request.threads, only=request.backends, stop=False, quick=False)
 
 
 def run(request: Recheck, as_json: bool) -> int:
