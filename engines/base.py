@@ -36,9 +36,15 @@ class Engine(Protocol):
     """Runs the graphs of one bundle. Not safe for two threads at once."""
 
     name: str
-    """``ort-cpu``, ``toy``."""
+    """``ort-cpu``, ``ort-cuda``, ``trt``, ``trt-rtx``, ``torch-ref``, ``toy``."""
 
     bundle: Bundle
+
+    max_batch: int
+    """Most rows of a call; 0: as many as memory holds. A compiled plan has a limit."""
+
+    max_prompt: int
+    """Most positions of a prompt; 0: as many as the cache holds."""
 
     def io_spec(self) -> Mapping[str, GraphSpec]:
         """Inputs and outputs of every graph, by part."""

@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection
 from pathlib import Path
+from typing import Final, Literal, get_args
 
-from ..core.errors import EnvironmentFault
+from ..core.errors import BundleError, EnvironmentFault, InputError
 from .base import PARTS, Engine
-from .bundle import Verify, read_bundle
+from .bundle import Bundle, Verify, read_bundle
+
+BackendName = Literal["auto", "ort", "trt", "torch-ref", "toy"]
+BACKENDS: Final[tuple[BackendName, ...]] = get_args(BackendName)
+"""``auto``: TensorRT where the bundle has a plan and the device is a GPU, else ONNX Runtime."""
 
 
 def open_engine(
     path: str | Path,
     *,
     device: str = "cpu",
+    backend: str = "auto",
     threads: int | None = None,
     parts: Collection[str] = PARTS,
     verify: Verify = "full",
@@ -22,27 +29,92 @@ def open_engine(
 
     Args:
         path: bundle folder.
-        device: ``cpu``.
+        device: ``cpu``, ``cuda`` (the first GPU) or ``cuda:N``.
+        backend: one of ``BACKENDS``.
         threads: computing threads; None: all that this process may use.
         parts: graphs the caller will use; each is loaded when first called, others are refused.
         verify: see ``read_bundle``.
 
     Raises:
-        BundleError: as ``read_bundle``.
-        EnvironmentFault: 5001 unknown or missing device.
+        BundleError: as ``read_bundle``; 4008 ``trt`` and the bundle has no plan.
+        EnvironmentFault: 5001 unknown or missing device, or one that cannot run this bundle; 5011 a package is missing.
+        InputError: 2111 unknown backend.
         ValueError: a part that no bundle has; our own mistake, not the user's.
     """
     if unknown := set(parts) - set(PARTS):
         raise ValueError(f"unknown parts {sorted(unknown)}")
-    if device != "cpu":
+    if backend not in BACKENDS:
+        raise InputError(
+            2111, "unknown backend", where=f"--backend {backend}", expected=f"expected {', '.join(BACKENDS)}"
+        )
+    if not re.fullmatch(r"cpu|cuda(:\d{1,3})?", device):
         raise EnvironmentFault(
-            5001, "no such device", where=f"--device {device}", expected="expected cpu", fix="pass --device cpu"
+            5001,
+            "no such device",
+            where=f"--device {device}",
+            expected="expected cpu, cuda or cuda:N",
+            fix="pass --device cpu",
         )
     bundle = read_bundle(path, verify=verify)
-    if bundle.manifest.llm.family == "toy":
+    chosen = choose(bundle, device, backend, parts)
+    if chosen == "toy":
         from .toy import ToyEngine
 
         return ToyEngine(bundle)
-    from .ort import OrtCpuEngine
+    if chosen == "torch-ref":
+        from .torch_ref import TorchRefEngine
 
-    return OrtCpuEngine(bundle, threads=threads, parts=parts)
+        return TorchRefEngine(bundle, device=device, threads=threads, parts=parts)
+    if chosen == "trt":
+        from .trt import TrtEngine
+        from .trt_memory import open_device
+
+        gpu = open_device(int(device.partition(":")[2] or 0))
+        return TrtEngine(bundle, device=gpu, threads=threads, parts=parts)
+    if device == "cpu":
+        from .ort import OrtCpuEngine
+
+        return OrtCpuEngine(bundle, threads=threads, parts=parts)
+    from .ort_cuda import OrtCudaEngine
+
+    return OrtCudaEngine(bundle, device=device, threads=threads, parts=parts)
+
+
+def choose(bundle: Bundle, device: str, backend: str, parts: Collection[str] = PARTS) -> str:
+    """The backend that will run: never ``auto``. Raises as ``open_engine``; loads nothing."""
+    manifest, gpu = bundle.manifest, device != "cpu"
+    toy = manifest.llm.family == "toy"
+    if backend != "auto" and toy != (backend == "toy"):
+        raise EnvironmentFault(
+            5001,
+            "this bundle and this backend do not go together",
+            where=f"--backend {backend}",
+            expected=f"the bundle is of family {manifest.llm.family}",
+            fix="pass --backend auto",
+        )
+    if toy:
+        if gpu:
+            raise _wrong_device(device, "the toy engine is numpy", "pass --device cpu")
+        return "toy"
+    if backend == "trt" and not manifest.plans:
+        raise BundleError(
+            4008,
+            "this bundle has no TensorRT plan",
+            where=str(bundle.path),
+            expected=f"precision {manifest.precision}, flavour {manifest.flavour}, no plans",
+            fix="export again with --target tensorrt on the machine that will run it",
+        )
+    if backend == "trt" and not gpu:
+        raise _wrong_device(device, "TensorRT runs on GPUs", "pass --device cuda")
+    if backend == "auto":
+        backend = "trt" if gpu and manifest.plans else "ort"
+    if backend == "ort" and not gpu and "decoder" in parts and manifest.llm.dtype == "bfloat16":
+        expected = "this bundle is bfloat16, for which ONNX Runtime has no kernels on a CPU"
+        raise _wrong_device(device, expected, "pass --device cuda, or --backend torch-ref, which is slow")
+    return backend
+
+
+def _wrong_device(device: str, expected: str, fix: str) -> EnvironmentFault:
+    return EnvironmentFault(
+        5001, "this device cannot run the bundle", where=f"--device {device}", expected=expected, fix=fix
+    )

@@ -32,6 +32,8 @@ class OrtParts:
     """
 
     name = "ort"
+    max_batch = 0
+    max_prompt = 0
 
     def __init__(
         self,

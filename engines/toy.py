@@ -19,7 +19,7 @@ import numpy.typing as npt
 from .base import F32, I64
 from .buffers import Buffers, alloc_buffers
 from .bundle import MANIFEST, AdapterInfo, Bundle, EncoderInfo, LlmInfo, Manifest, describe_files, read_bundle
-from .checks import check_alloc, check_decode, check_lengths, check_prefill, check_splice, finite
+from .checks import check_decode, check_lengths, check_prefill, check_splice, finite, fitted_capacity
 from .specs import bundle_specs
 from .tensors import GraphSpec, check_all
 
@@ -67,6 +67,9 @@ class ToyWeights:
 
 class ToyEngine:
     """See ``base.Engine``: same arguments, same errors."""
+
+    max_batch = 0
+    max_prompt = 0
 
     def __init__(self, bundle: Bundle) -> None:
         self.name = "toy"
@@ -116,8 +119,8 @@ class ToyEngine:
 
     def alloc(self, batch: int, capacity: int) -> Buffers:
         """As ``base.Engine.alloc``."""
-        check_alloc(batch, capacity, self.bundle.manifest.llm)
-        return alloc_buffers(self.bundle.manifest.llm, batch, capacity)
+        manifest = self.bundle.manifest
+        return alloc_buffers(manifest.llm, batch, fitted_capacity(batch, capacity, manifest))
 
     def prefill(self, buffers: Buffers, inputs_embeds: F32, lengths: I64) -> None:
         """As ``base.Engine.prefill``."""

@@ -5,4 +5,5 @@ from __future__ import annotations
 from typing import Literal
 
 CodecName = Literal["f16", "i8", "text"]
+BackendName = Literal["auto", "ort", "trt", "torch-ref", "toy"]
 TooLong = Literal["error", "truncate", "chunk"]

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from .choices import CodecName, TooLong
+from .choices import BackendName, CodecName, TooLong
 
 app = typer.Typer(help="Texts to frames, frames to answers.", no_args_is_help=True)
 
@@ -16,6 +16,11 @@ BundleOption = Annotated[
     Path, typer.Option("--bundle", "-b", envvar="LATENTWIRE_BUNDLE", help="Folder made by `latentwire export`.")
 ]
 Threads = Annotated[int | None, typer.Option(min=1, help="Computing threads. Default: all.")]
+Device = Annotated[str, typer.Option(help="cpu, cuda (the first GPU) or cuda:N.")]
+Backend = Annotated[
+    BackendName,
+    typer.Option(help="Engine. auto: TensorRT if the bundle has a plan and the device is a GPU, else ONNX Runtime."),
+]
 Batch = Annotated[int, typer.Option("--batch-size", min=1, max=4096, help="Texts or prompts that run together.")]
 Json = Annotated[bool, typer.Option("--json", help="JSON on stdout, for programs.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress and no remarks.")]
@@ -37,6 +42,8 @@ def compress_command(
     text_field: Annotated[str, typer.Option(help="Field of the text.")] = "text",
     shard_rows: Annotated[int, typer.Option(min=1, help="Most rows of one output table.")] = 4096,
     batch_size: Batch = 16,
+    device: Device = "cpu",
+    backend: Backend = "auto",
     threads: Threads = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier job in OUT.")] = False,
     as_json: Json = False,
@@ -64,11 +71,11 @@ def compress_command(
     def body() -> int:
         from . import commands
         from .jobs.records import Fields
-        from .options import CompressOptions
+        from .options import CompressOptions, Machine
 
         options = CompressOptions(codec, latents, on_too_long, batch_size)
         what = commands.CompressRun(tuple(inputs), out, bundle, Fields(id_field, text_field), shard_rows, overwrite)
-        return commands.compress(what, options, threads, as_json)
+        return commands.compress(what, options, Machine(device, backend, threads), as_json)
 
     _run(body, quiet, debug)
 
@@ -85,6 +92,8 @@ def generate_command(
     max_new_tokens: Annotated[int, typer.Option(min=1, max=4096, help="Longest answer, in tokens.")] = 16,
     stop: Annotated[list[str] | None, typer.Option(help="End an answer here; default: end of the line.")] = None,
     batch_size: Batch = 16,
+    device: Device = "cpu",
+    backend: Backend = "auto",
     threads: Threads = None,
     stream: Annotated[bool, typer.Option("--stream", help="Print each answer while it is made.")] = False,
     as_json: Json = False,
@@ -110,11 +119,11 @@ def generate_command(
 
     def body() -> int:
         from . import commands
-        from .options import GenerateOptions
+        from .options import GenerateOptions, Machine
 
         options = GenerateOptions(max_new_tokens, tuple(stop) if stop else ("\n",), batch_size)
         what = commands.GenerateRun(frames, bundle, tuple(question or ()), questions, out, stream)
-        return commands.generate(what, options, threads, as_json)
+        return commands.generate(what, options, Machine(device, backend, threads), as_json)
 
     _run(body, quiet, debug)
 
@@ -168,6 +177,8 @@ def demo_command(
     llm: Annotated[str, typer.Option(help="Language model, see `latentwire models list`.")] = "smollm2-135m",
     keep: Annotated[Path | None, typer.Option(help="Keep the demo's files in this new folder.")] = None,
     rounds: Annotated[int, typer.Option(min=1, help="Timed rounds of each path; the median counts.")] = 3,
+    device: Device = "cpu",
+    backend: Backend = "auto",
     as_json: Json = False,
     quiet: Quiet = False,
     debug: Debug = False,
@@ -188,8 +199,9 @@ def demo_command(
 
     def body() -> int:
         from .demo import run
+        from .options import Machine
 
-        return run(llm, keep, rounds, as_json)
+        return run(llm, keep, rounds, Machine(device, backend), as_json)
 
     _run(body, quiet, debug)
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
 
@@ -23,7 +23,7 @@ from .jobs.questions import Question, read_questions
 from .jobs.records import Fields
 from .jobs.run import plan_job, run_job
 from .jobs.source import Source, open_source
-from .options import CompressOptions, GenerateOptions
+from .options import CompressOptions, GenerateOptions, Machine
 from .pipeline import COMPRESS_PARTS, GENERATE_PARTS, Pipeline
 
 SHOWN_ERRORS: Final = 10
@@ -53,11 +53,11 @@ class GenerateRun:
     stream: bool
 
 
-def compress(what: CompressRun, options: CompressOptions, threads: int | None, as_json: bool) -> int:
+def compress(what: CompressRun, options: CompressOptions, machine: Machine, as_json: bool) -> int:
     """Run a job and print its totals."""
     JobFolder(what.out).require_free(overwrite=what.overwrite)
     plan = plan_job(what.inputs, what.fields, what.shard_rows)
-    with Pipeline.open(what.bundle, threads=threads, parts=COMPRESS_PARTS) as pipe:
+    with Pipeline.open(what.bundle, parts=COMPRESS_PARTS, **asdict(machine)) as pipe:
         start = time.perf_counter()
         manifest = run_job(plan, what.out, pipe, options, overwrite=what.overwrite)
         seconds = time.perf_counter() - start
@@ -70,12 +70,12 @@ def compress(what: CompressRun, options: CompressOptions, threads: int | None, a
     return EXIT_ROW_ERRORS if totals["errors"] else EXIT_OK
 
 
-def generate(what: GenerateRun, options: GenerateOptions, threads: int | None, as_json: bool) -> int:
+def generate(what: GenerateRun, options: GenerateOptions, machine: Machine, as_json: bool) -> int:
     """Ask, print or write the answers."""
     questions = [Question(None, q, "--question") for q in what.questions]
     questions += read_questions(what.questions_file) if what.questions_file else []
     source = open_source(what.frames)
-    with Pipeline.open(what.bundle, threads=threads, parts=GENERATE_PARTS) as pipe:
+    with Pipeline.open(what.bundle, parts=GENERATE_PARTS, **asdict(machine)) as pipe:
         if what.stream:
             return _stream(pipe, source, questions, options)
         return _print_results(_asked(pipe, source, questions, options), what.out, as_json)

@@ -14,6 +14,7 @@ from ..engines.base import Engine
 from . import message
 from .codec import BY_NAME, Codec
 from .encode import Windowed, clean, encode, window
+from .memory import Room
 from .message import Message
 from .options import CompressOptions
 from .tokenizer import TextTokenizer
@@ -42,6 +43,7 @@ def compress(
     texts: Sequence[str],
     options: CompressOptions,
     names: Sequence[str] | None = None,
+    room: Room | None = None,
 ) -> list[Compressed | LatentWireError]:
     """One result or one error per text, in the order given.
 
@@ -51,6 +53,7 @@ def compress(
         texts: at most a few thousand at a time; all their latents are held at once.
         options: codec, M, and what to do with long texts.
         names: what error messages call each text; default ``text 0`` and so on.
+        room: what is known about memory; None: nothing yet.
 
     Raises:
         InputError: 2111 more latents asked for than the encoder's window has tokens.
@@ -61,7 +64,7 @@ def compress(
     windowed = _windows(tokenizer, texts, names, engine.bundle.manifest.encoder.max_tokens, options)
     codec = BY_NAME[options.codec]
     chunks = [c for w in windowed if isinstance(w, Windowed) for c in w.chunks] if codec != Codec.TEXT else []
-    made = iter(encode(engine, chunks, latents, options.batch_size))
+    made = iter(encode(engine, chunks, latents, options.batch_size, room))
     out: list[Compressed | LatentWireError] = []
     for text, found in zip(texts, windowed, strict=True):
         if isinstance(found, Windowed):

@@ -28,12 +28,12 @@ from ..engines.bundle import read_bundle
 from ..models.store import home
 from .answer import Answer
 from .demo_tables import Line, show, show_quality
-from .options import CompressOptions, GenerateOptions
+from .options import CompressOptions, GenerateOptions, Machine
 from .pipeline import Pipeline, raised
 from .rates import Rate, alternate
 
 
-def run(llm: str, keep: Path | None, rounds: int, as_json: bool) -> int:
+def run(llm: str, keep: Path | None, rounds: int, machine: Machine, as_json: bool) -> int:
     """Do it all and print it.
 
     Raises:
@@ -44,8 +44,8 @@ def run(llm: str, keep: Path | None, rounds: int, as_json: bool) -> int:
         work = _folder(keep) if keep else Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="latentwire-")))
         bundle = ready_bundle(llm)
         documents, questions = _read("documents.jsonl"), _read("questions.jsonl")
-        answers, wire = send(bundle, work)
-        with Pipeline.open(bundle, verify="size") as pipe:
+        answers, wire = send(bundle, work, machine)
+        with Pipeline.open(bundle, verify="size", **asdict(machine)) as pipe:
             rates, full = time_paths(pipe, documents, questions, rounds)
             lines = compare(documents, questions, answers, full, wire)
             facts = _facts(pipe, rounds)
@@ -75,15 +75,17 @@ def ready_bundle(llm: str) -> Path:
     return path
 
 
-def send(bundle: Path, work: Path) -> tuple[dict[str, dict[str, Any]], dict[str, int]]:
+def send(bundle: Path, work: Path, machine: Machine) -> tuple[dict[str, dict[str, Any]], dict[str, int]]:
     """Compress in one process, answer in another. Returns answers and wire bytes by document."""
     atomic_write_bytes(work / "documents.jsonl", _data("documents.jsonl"))
     questions = [{k: q[k] for k in ("custom_id", "question")} for q in _read("questions.jsonl")]  # no answers
     atomic_write_bytes(work / "questions.jsonl", "".join(json.dumps(q) + "\n" for q in questions).encode())
-    frames, at = work / "frames", str(bundle)
-    call("compress", str(work / "documents.jsonl"), "--out", str(frames), "--bundle", at, "--on-too-long", "chunk")
+    frames, at = work / "frames", ["--bundle", str(bundle)]
+    at += ["--device", machine.device] if machine.device != "cpu" else []
+    at += ["--backend", machine.backend] if machine.backend != "auto" else []
+    call("compress", str(work / "documents.jsonl"), "--out", str(frames), *at, "--on-too-long", "chunk")
     (work / "documents.jsonl").unlink()  # from here on there are only bytes
-    said = call("generate", str(frames), "--questions", str(work / "questions.jsonl"), "--bundle", at, "--json")
+    said = call("generate", str(frames), "--questions", str(work / "questions.jsonl"), *at, "--json")
     rows = json.loads(call("inspect", str(frames), "--json"))["shown"]
     answers = {a["custom_id"]: a for a in map(json.loads, said.splitlines())}
     return answers, {r["custom_id"]: r["wire_bytes"] for r in rows}

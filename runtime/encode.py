@@ -15,6 +15,7 @@ import numpy as np
 from ..core.errors import LatentError, LatentWireError, RowError
 from ..engines.base import F32, Engine
 from .choices import TooLong
+from .memory import Room
 from .options import MAX_TEXT_BYTES
 from .slots import micro_batches
 
@@ -78,7 +79,9 @@ def window(ids: list[int], limit: int, on_too_long: TooLong, where: str = "text"
     return Windowed(tuple(ids[a:b] for a, b in pairwise(edges)), len(ids), False)
 
 
-def encode(engine: Engine, chunks: Sequence[list[int]], latents: int, batch_size: int) -> list[F32 | LatentWireError]:
+def encode(
+    engine: Engine, chunks: Sequence[list[int]], latents: int, batch_size: int, room: Room | None = None
+) -> list[F32 | LatentWireError]:
     """Latents of many chunks, in the order given.
 
     Args:
@@ -86,13 +89,16 @@ def encode(engine: Engine, chunks: Sequence[list[int]], latents: int, batch_size
         chunks: token ids, each within the window.
         latents: M; a chunk with fewer tokens gets as many latents as tokens.
         batch_size: chunks run together.
+        room: what is known about memory; None: nothing yet.
 
     Returns:
         For each chunk f32 [min(M, tokens), d_z], or LatentError 3001 where only that chunk failed.
     """
     out: list[F32 | LatentWireError] = [np.empty(0, np.float32)] * len(chunks)
-    for batch in micro_batches([len(c) for c in chunks], batch_size):
-        for index, found in zip(batch, _batch(engine, [chunks[i] for i in batch], latents), strict=True):
+    room = room or Room()
+    for batch in micro_batches([len(c) for c in chunks], min(batch_size, engine.max_batch or batch_size)):
+        made = room.run([chunks[i] for i in batch], lambda part: _batch(engine, part, latents))
+        for index, found in zip(batch, made, strict=True):
             out[index] = found
     return out
 

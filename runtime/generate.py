@@ -18,6 +18,7 @@ from ..engines.base import F32, Engine
 from ..engines.buffers import Buffers
 from .adapt import adapt
 from .answer import Answer, Growing
+from .memory import Room
 from .options import GenerateOptions
 from .slots import Slots, micro_batches
 from .splice import splice
@@ -54,7 +55,9 @@ class Generator:
         self._engine = engine
         self._tokenizer = tokenizer
         self._buffers: Buffers | None = None
+        self._room = Room()
         self._llm = engine.bundle.manifest.llm
+        self._fixed = engine.bundle.manifest.capacity
         self._task_tokens = engine.bundle.manifest.adapter.task_tokens
 
     def answers(
@@ -72,7 +75,8 @@ class Generator:
         """
         out: list[Answer | LatentWireError | None] = [None] * len(requests)
         for batch in self._batches(requests, options):
-            for index, answer in zip(batch, self._answer([requests[i] for i in batch], options), strict=True):
+            answers = self._room.run([requests[i] for i in batch], lambda part: self._answer(part, options))
+            for index, answer in zip(batch, answers, strict=True):
                 out[index] = answer
             done(len(batch))
         return [found for found in out if found is not None]
@@ -94,20 +98,34 @@ class Generator:
         Raises:
             RowError: 2006.
         """
-        need, limit = self._need(request, options), self._llm.max_positions
-        if need > limit:
-            expected = f"expected at most {limit} positions with the answer, got {need}"
-            fix = "ask a shorter question, send fewer latents or lower --max-new-tokens"
+        need = self._need(request, options)
+        prompt, longest = need - options.max_new_tokens, self._engine.max_prompt
+        fix = "ask a shorter question, send fewer latents or lower --max-new-tokens"
+        if need > self._window:
+            expected = f"expected at most {self._window} positions with the answer, got {need}"
             raise RowError(2006, "prompt longer than the LLM's window", where=where, expected=expected, fix=fix)
+        if longest and prompt > longest:
+            expected = f"expected at most {longest} positions, got {prompt}"
+            fix = "ask a shorter question, send fewer latents, or export with a larger --length"
+            raise RowError(2006, "prompt longer than the compiled plan takes", where=where, expected=expected, fix=fix)
+
+    @property
+    def _window(self) -> int:
+        """Most positions of a prompt with its answer."""
+        return min(self._fixed, self._llm.max_positions) if self._fixed else self._llm.max_positions
 
     def _need(self, request: Request, options: GenerateOptions) -> int:
         fixed = len(self._llm.bos) + self._task_tokens + options.max_new_tokens
         return fixed + request.context_positions + len(request.question)
 
     def _batches(self, requests: Sequence[Request], options: GenerateOptions) -> list[list[int]]:
-        a_position = 2 * self._llm.num_layers * self._llm.num_kv_heads * self._llm.head_dim * 4
-        needs = [self._need(r, options) for r in requests]
-        return micro_batches(needs, options.batch_size, max(1, options.kv_bytes // a_position))
+        size = 4 if self._llm.dtype == "float32" else 2
+        a_position = 2 * self._llm.num_layers * self._llm.num_kv_heads * self._llm.head_dim * size
+        positions = max(1, options.kv_bytes // a_position)
+        rows = min(options.batch_size, self._engine.max_batch or options.batch_size)
+        if self._fixed:  # Every row takes the whole cache, however short it is.
+            rows = min(rows, max(1, positions // self._fixed))
+        return micro_batches([self._need(r, options) for r in requests], rows, positions)
 
     def _answer(self, requests: Sequence[Request], options: GenerateOptions) -> list[Answer | LatentWireError]:
         growing = self._growing(len(requests), options)
@@ -161,7 +179,7 @@ class Generator:
         return text_prompt(bos, request.tokens, capacity, k, question)
 
     def _alloc(self, batch: int, positions: int) -> Buffers:
-        capacity = min(-(-positions // CAPACITY_STEP) * CAPACITY_STEP, self._llm.max_positions)
+        capacity = self._fixed or min(-(-positions // CAPACITY_STEP) * CAPACITY_STEP, self._llm.max_positions)
         held = self._buffers
         if held is None or (held.batch, held.capacity) != (batch, capacity):
             self._buffers = None  # free the old ones first

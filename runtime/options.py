@@ -14,6 +14,21 @@ MAX_TEXT_BYTES: Final = 16 << 20
 
 
 @dataclass(frozen=True)
+class Machine:
+    """What runs a bundle.
+
+    Attributes:
+        device: ``cpu``, ``cuda`` or ``cuda:N``.
+        backend: ``auto``, or an engine by name, see ``engines.opening.BACKENDS``.
+        threads: computing threads; None: all that this process may use.
+    """
+
+    device: str = "cpu"
+    backend: str = "auto"
+    threads: int | None = None
+
+
+@dataclass(frozen=True)
 class CompressOptions:
     """How texts become frames.
 

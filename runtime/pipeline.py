@@ -25,6 +25,7 @@ from .answer import Answer
 from .compress import Compressed, compress
 from .encode import clean
 from .generate import Generator, Request, no_latents
+from .memory import Room
 from .message import Message
 from .options import CompressOptions, GenerateOptions
 from .tokenizer import TextTokenizer
@@ -50,6 +51,7 @@ class Pipeline:
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
         self.bundle = engine.bundle
+        self._room = Room()
 
     @classmethod
     def open(
@@ -57,6 +59,7 @@ class Pipeline:
         bundle: str | Path,
         *,
         device: str = "cpu",
+        backend: str = "auto",
         threads: int | None = None,
         parts: Collection[str] = PARTS,
         verify: Verify = "full",
@@ -65,16 +68,18 @@ class Pipeline:
 
         Args:
             bundle: what ``latentwire export`` wrote.
-            device: ``cpu``.
+            device: ``cpu``, ``cuda`` or ``cuda:N``.
+            backend: ``auto``, ``ort``, ``trt`` or ``torch-ref``.
             threads: computing threads; None: all that this process may use.
             parts: ``COMPRESS_PARTS`` or ``GENERATE_PARTS`` load only half of it.
             verify: ``size`` skips the hashes, for a bundle that was verified before.
 
         Raises:
             BundleError: 4001-4009.
-            EnvironmentFault: 5001 no such device.
+            EnvironmentFault: 5001 no such device, or it cannot run the bundle; 5011 a package is missing.
+            InputError: 2111 unknown backend.
         """
-        return cls(open_engine(bundle, device=device, threads=threads, parts=parts, verify=verify))
+        return cls(open_engine(bundle, device=device, backend=backend, threads=threads, parts=parts, verify=verify))
 
     def compress(self, texts: Sequence[str], options: CompressOptions = _COMPRESS) -> list[bytes]:
         """Texts to frames, one ``bytes`` each; a chunked text is several frames end to end.
@@ -112,7 +117,7 @@ class Pipeline:
         self, texts: Sequence[str], options: CompressOptions = _COMPRESS, names: Sequence[str] | None = None
     ) -> list[Compressed | LatentWireError]:
         """As ``compress``, with counts, and with an error in the place of a text that has one."""
-        return compress(self.engine, self.encoder_tokenizer, texts, options, names)
+        return compress(self.engine, self.encoder_tokenizer, texts, options, names, self._room)
 
     def answers(
         self,

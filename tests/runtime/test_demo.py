@@ -13,6 +13,7 @@ from latentwire.core.console import configure
 from latentwire.core.errors import EnvironmentFault
 from latentwire.runtime import demo, demo_tables
 from latentwire.runtime.demo_tables import holds, verdict
+from latentwire.runtime.options import Machine
 from latentwire.runtime.rates import alternate
 
 KINDS: dict[str, dict[str, Any]] = {
@@ -96,7 +97,7 @@ def test_expected_words_are_found_whatever_their_case() -> None:
 def test_5008_keep_folder_not_empty(tmp_path: Path) -> None:
     (tmp_path / "x").write_text("")
     with pytest.raises(EnvironmentFault) as caught:
-        demo.run("toy", tmp_path, 1, True)
+        demo.run("toy", tmp_path, 1, Machine(), True)
     assert caught.value.code == 5008
 
 
@@ -115,7 +116,7 @@ def test_the_whole_run(
     kept = {"documents.jsonl": documents, "questions.jsonl": read("questions.jsonl")[:3]}
     data = {name: "".join(json.dumps(row) + "\n" for row in rows).encode() for name, rows in kept.items()}
     monkeypatch.setattr(demo, "_data", data.__getitem__)
-    assert demo.run("toy", tmp_path / "kept", 1, True) == 0
+    assert demo.run("toy", tmp_path / "kept", 1, Machine(), True) == 0
     found = json.loads(capsys.readouterr().out)
     assert [r["document"] for r in found["rows"]] == [d["title"] for d in documents]
     for row, document in zip(found["rows"], documents, strict=True):
