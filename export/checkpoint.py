@@ -14,7 +14,7 @@ from typing import Any, Final
 from ..core.errors import ModelError
 from ..engines.bundle import AdapterInfo, EncoderInfo
 from ..models.folder import ModelFolder
-from .weights import read_json
+from .model_config import read_json
 
 FORMAT: Final = "latentwire-checkpoint"
 VERSION: Final = 1

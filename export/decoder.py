@@ -27,7 +27,6 @@ from .families import DecoderConfig
 from .graph import ELEMENT_TYPES, Graph
 from .precision import Precision
 from .projection import Operand, Projection
-from .quantize import table_dtype
 from .rope import tables
 from .weights import EMBEDDING, FINAL_NORM, HEAD
 
@@ -157,14 +156,21 @@ class _Builder:
 
 
 def embedded(g: Graph, ids: str, config: DecoderConfig, precision: Precision) -> str:
-    """Table rows float32 as the LLM's embedding module returns them; its factor is rounded to its weights' dtype.
+    """Table rows float32 as the LLM's embedding module returns them, which rounds its factor and product to its dtype.
 
     Rows are gathered first and widened then: an engine would widen a constant table as a whole, in memory.
+    The product is made in float32 and rounded, as in ``tables``: ONNX Runtime's CPU has none in bfloat16, and drops
+    the rounding of one in float16.
     """
-    row = g.op("Gather", g.weight(EMBEDDING), ids)
-    if table_dtype(precision) != precision.dtype:
-        row = g.op("Cast", row, to=ELEMENT_TYPES[precision.dtype])
-    if config.embed_scale != 1.0:
-        factor = g.constant("embed_scale", np.array(config.embed_scale, np.float32))
-        row = g.op("Mul", row, g.op("Cast", factor, to=ELEMENT_TYPES[precision.dtype]))
-    return g.op("Cast", row, to=TensorProto.FLOAT)
+    row = g.op("Cast", g.op("Gather", g.weight(EMBEDDING), ids), to=TensorProto.FLOAT)
+    if config.embed_scale == 1.0:
+        return row
+    row = g.op("Mul", row, g.constant("embed_scale", rounded(config.embed_scale, precision.dtype)))
+    return g.op("Cast", g.op("Cast", row, to=ELEMENT_TYPES[precision.dtype]), to=TensorProto.FLOAT)
+
+
+def rounded(factor: float, dtype: str) -> npt.NDArray[np.float32]:
+    """A number as ``dtype`` holds it."""
+    import ml_dtypes  # noqa: F401  # teaches numpy the name bfloat16
+
+    return np.array(factor, np.float32).astype(dtype).astype(np.float32)

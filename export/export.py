@@ -13,8 +13,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
-import numpy as np
-
 from ..core.console import message
 from ..core.files import atomic_folder, atomic_write_json
 from ..engines.bundle import MANIFEST, Bundle, LlmInfo, Manifest, describe_files, read_bundle
@@ -22,14 +20,17 @@ from ..engines.specs import adapter_spec, bundle_specs, encoder_spec
 from ..models.folder import ModelFolder
 from ..models.store import resolve
 from .checkpoint import Adapter, Checkpoint, file_stem, read_checkpoint
-from .decoder import build_decoder, rope_tables
-from .external import Layout, read_layout, write_weights
-from .families import DecoderConfig, read_config
+from .decoder import build_decoder
+from .external import Layout, read_layout
+from .families import DecoderConfig
 from .graph import save
+from .model_config import read_llm
 from .modules import TABLE, place_module
 from .parity import gate
 from .precision import PRECISIONS
 from .splice import build_splice
+from .tables import Table
+from .weight_file import stream_table, write_decoder
 from .weights import EMBEDDING, WeightReader
 from .yardstick import find_reference
 
@@ -81,10 +82,10 @@ def export_bundle(request: Request) -> Bundle:
 
 def write_llm(llm: ModelFolder, folder: Path) -> DecoderConfig:
     """Decoder and splice graphs, their one weight file, and the tokenizer."""
-    config = read_config(llm.config, str(llm.path))
+    config = read_llm(llm)
     message(f"export: decoder of {llm.name}, {config.num_layers} layers")
     with WeightReader(llm.weights, config) as reader:
-        layout = write_weights(folder / "decoder.safetensors", dict(reader) | rope_tables(config))
+        layout = write_decoder(folder / "decoder.safetensors", reader, config, PRECISIONS["fp32"])
     save(build_decoder(config, layout, PRECISIONS["fp32"]), folder / "decoder.onnx")
     save(build_splice(config, layout, PRECISIONS["fp32"]), folder / "splice.onnx")
     shutil.copyfile(llm.tokenizer_path, folder / "tokenizer.json")
@@ -100,7 +101,7 @@ def write_encoder(checkpoint: Checkpoint, reader: ModelFolder, folder: Path) -> 
     llm = reader if same else resolve(checkpoint.encoder_llm)
     checkpoint.check_encoder_llm(llm)
     message(f"export: encoder on the embeddings of {llm.name}")
-    tables = {TABLE: write_table(llm, folder / "embeddings.safetensors")}
+    tables = {TABLE: Table(write_table(llm, folder / "embeddings.safetensors"))}
     graph, weights = checkpoint.file("encoder.onnx"), checkpoint.file("encoder.safetensors")
     place_module(graph, weights, folder / "encoder.onnx", tables, encoder_spec(checkpoint.encoder.d_z))
     shutil.copyfile(llm.tokenizer_path, folder / "encoder_tokenizer.json")
@@ -108,10 +109,9 @@ def write_encoder(checkpoint: Checkpoint, reader: ModelFolder, folder: Path) -> 
 
 def write_table(llm: ModelFolder, path: Path) -> Layout:
     """What the model's embedding module returns for every token, float16 [V,H]."""
-    config = read_config(llm.config, str(llm.path))
+    config = read_llm(llm)
     with WeightReader(llm.weights, config) as reader:
-        table = reader.get(EMBEDDING) * np.float32(config.embed_scale)
-    return write_weights(path, {TABLE: table.astype(np.float16)})
+        return stream_table(path, reader, EMBEDDING, TABLE, config.embed_scale)
 
 
 def write_adapter(checkpoint: Checkpoint, adapter: Adapter, config: DecoderConfig, folder: Path) -> None:
@@ -119,7 +119,7 @@ def write_adapter(checkpoint: Checkpoint, adapter: Adapter, config: DecoderConfi
     message(f"export: adapter for {adapter.llm}")
     stem = f"adapter-{file_stem(adapter.llm)}"
     graph, weights = checkpoint.file(f"{stem}.onnx"), checkpoint.file(f"{stem}.safetensors")
-    tables = {EMBEDDING: read_layout(folder / "decoder.safetensors")}
+    tables = {EMBEDDING: Table(read_layout(folder / "decoder.safetensors"), config.embed_scale)}
     place_module(
         graph, weights, folder / "adapter.onnx", tables, adapter_spec(checkpoint.encoder.d_z, config.hidden_size)
     )

@@ -117,14 +117,13 @@ def _read(config: Mapping[str, Any], family: str, where: str) -> DecoderConfig:
     kinds = _layer_kinds(config, layers)
     ropes = {kind: read_rope(config, kind, head_dim, where) for kind in dict.fromkeys(kinds)}
     distinct = tuple(dict.fromkeys(ropes.values()))
-    eos = config.get("eos_token_id")
-    eos_ids = tuple(int(i) for i in (eos if isinstance(eos, list) else [] if eos is None else [eos]))
-    bos, pad = config.get("bos_token_id"), config.get("pad_token_id")
+    vocab = int(config["vocab_size"])
+    bos, eos, pad = (token_ids(config, f"{kind}_token_id", vocab, where) for kind in ("bos", "eos", "pad"))
     return DecoderConfig(
         family=family,
         hidden_size=int(config["hidden_size"]),
         intermediate_size=int(config["intermediate_size"]),
-        vocab_size=int(config["vocab_size"]),
+        vocab_size=vocab,
         num_layers=layers,
         num_heads=heads,
         num_kv_heads=int(config.get("num_key_value_heads") or heads),
@@ -135,10 +134,29 @@ def _read(config: Mapping[str, Any], family: str, where: str) -> DecoderConfig:
         ropes=distinct,
         layer_rope=tuple(distinct.index(ropes[kind]) for kind in kinds),
         max_positions=_max_positions(config, kinds),
-        bos=() if bos is None else (int(bos),),
-        eos=eos_ids,
-        pad=int(pad) if pad is not None else (eos_ids or (0,))[0],
+        bos=bos[:1],
+        eos=eos,
+        pad=(*pad, *eos, 0)[0],
     )
+
+
+def token_ids(config: Mapping[str, Any], key: str, vocab: int, where: str) -> tuple[int, ...]:
+    """Special tokens under ``key``: one, a list, or none (null; older configs write -1).
+
+    Raises:
+        ModelError: 3204 one lies outside the vocabulary.
+    """
+    value = config.get(key)
+    ids = tuple(int(i) for i in (value if isinstance(value, list) else [] if value is None else [value]) if i != -1)
+    if outside := [i for i in ids if not 0 <= i < vocab]:
+        raise ModelError(
+            3204,
+            f"{key} is outside the vocabulary",
+            where=where,
+            expected=f"expected less than {vocab}, got {outside[0]}",
+            fix="fetch the model again, or fix the file",
+        )
+    return ids
 
 
 def _layer_kinds(config: Mapping[str, Any], layers: int) -> list[str]:

@@ -19,14 +19,15 @@ from onnx import TensorProto
 
 from ..core.errors import BundleError
 from ..engines.tensors import GraphSpec, TensorSpec
-from .external import Layout, point, read_layout
+from .external import point, read_layout
 from .graph import IR_VERSION, OPSET, read_spec, save
+from .tables import Table, place_table
 
 TABLE: Final = "embedding"
 """The encoder's frozen table: initializer of its graph and tensor of embeddings.safetensors, float16 [V,H]."""
 
 
-def place_module(graph: Path, weights: Path, dest: Path, tables: Mapping[str, Layout], spec: GraphSpec) -> None:
+def place_module(graph: Path, weights: Path, dest: Path, tables: Mapping[str, Table], spec: GraphSpec) -> None:
     """Copy one graph and its weights into a bundle.
 
     Args:
@@ -46,9 +47,9 @@ def place_module(graph: Path, weights: Path, dest: Path, tables: Mapping[str, La
     shutil.copyfile(weights, copy)
     model = read_model(graph)
     own = read_layout(copy)
-    for tensor in model.graph.initializer:
+    for tensor in list(model.graph.initializer):
         if tensor.name in tables:
-            point(tensor, tables[tensor.name], tensor.name)
+            place_table(model, tensor, tables[tensor.name])
         elif tensor.data_location == TensorProto.EXTERNAL:
             point(tensor, own, tensor.name)
     check_interface(model, spec, graph)

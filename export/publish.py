@@ -25,6 +25,7 @@ from ..engines.specs import adapter_spec, encoder_spec
 from ..engines.tensors import GraphSpec
 from .external import write_weights
 from .modules import TABLE, place_module
+from .tables import Table
 from .weights import EMBEDDING
 
 if TYPE_CHECKING:
@@ -113,10 +114,10 @@ def _compare(
 ) -> None:
     with tempfile.TemporaryDirectory() as scratch:
         placed = Path(scratch) / graph.name
-        layouts = {
-            name: write_weights(placed.with_name(f"{name}.safetensors"), {name: t}) for name, t in tables.items()
+        stored = {
+            name: Table(write_weights(placed.with_name(f"{name}.safetensors"), {name: t})) for name, t in tables.items()
         }
-        place_module(graph, graph.with_suffix(".safetensors"), placed, layouts, spec)
+        place_module(graph, graph.with_suffix(".safetensors"), placed, stored, spec)
         (found,) = open_session(placed, 0).run(None, dict(feeds))
     error = float(np.linalg.norm(found - expected) / np.linalg.norm(expected))
     message(f"publish: {graph.name} differs from its module by {error:.1e}")

@@ -149,7 +149,7 @@ def write_decoder(path: Path, reader: WeightReader, config: DecoderConfig, preci
     return read_layout(path)
 
 
-def write_table(path: Path, reader: WeightReader, source: str, name: str, scale: float) -> Layout:
+def stream_table(path: Path, reader: WeightReader, source: str, name: str, scale: float) -> Layout:
     """One table [V,H] in float16, times ``scale``, as the only tensor ``name`` of a file.
 
     Raises:

@@ -6,8 +6,7 @@ multiplies with. Knows no ONNX. Names are mapped here and nowhere else.
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Self
@@ -195,18 +194,3 @@ def _finite(array: Array) -> bool:
     """No NaN and no infinity: nowhere are all bits of the exponent set. Makes no copy in another dtype."""
     whole, exponent = EXPONENTS[array.dtype.name]
     return not ((array.view(whole) & exponent) == exponent).any()
-
-
-def read_json(path: Path) -> Mapping[str, Any]:
-    """A JSON object from a model folder.
-
-    Raises:
-        ModelError: 3204 missing or not JSON.
-    """
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as e:
-        raise ModelError(3204, "cannot read a file of the model", where=str(path), expected=str(e)) from e
-    if not isinstance(value, dict):
-        raise ModelError(3204, "a file of the model is not a JSON object", where=str(path))
-    return value

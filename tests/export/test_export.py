@@ -208,9 +208,9 @@ def test_nothing_to_compare_with(request_for: Request) -> None:
 
 def test_failed_parity_leaves_no_bundle(request_for: Request, monkeypatch: pytest.MonkeyPatch) -> None:
     """A decoder with a wrong scale never becomes a bundle."""
-    from latentwire.export.families import read_config as right
+    from latentwire.export.model_config import read_llm as right
 
-    monkeypatch.setattr("latentwire.export.export.read_config", lambda *a: replace(right(*a), attention_scale=0.5))
+    monkeypatch.setattr("latentwire.export.export.read_llm", lambda *a: replace(right(*a), attention_scale=0.5))
     monkeypatch.setattr(reference, "PROMPTS", 2)
     error = refused(request_for, ParityError, 4010)
     assert error.what == "parity failed at hidden.1"

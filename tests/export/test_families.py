@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,8 +13,9 @@ import pytest
 
 from latentwire.core.errors import ModelError
 from latentwire.export.families import read_config
+from latentwire.export.model_config import read_llm
 from latentwire.export.rope import Llama3Scaling, Rope, inverse_frequencies, tables
-from latentwire.models.folder import ModelFolder
+from latentwire.models.folder import ModelFolder, open_folder
 
 LLAMA: dict[str, Any] = {
     "model_type": "llama",
@@ -122,3 +125,79 @@ def test_frequencies_are_those_of_transformers(kind: str, tiny: Callable[[str], 
     for name, want in theirs.items():
         rope = next(r for r in ours if len(ours) == 1 or r.theta == names[name])
         np.testing.assert_allclose(inverse_frequencies(rope), want, rtol=3e-7)
+
+
+@pytest.fixture
+def copied(tiny: Callable[[str], ModelFolder], tmp_path: Path) -> Path:
+    """A tiny Llama's folder, to be changed; eos is 257."""
+    return Path(shutil.copytree(tiny("llama").path, tmp_path / "copy"))
+
+
+def read_copy(folder: Path, generation: object) -> Any:
+    (folder / "generation_config.json").write_text(json.dumps(generation))
+    return read_llm(open_folder(folder, "copy", folder.parent))
+
+
+@pytest.mark.parametrize(
+    ("generation", "eos"),
+    [
+        ({"eos_token_id": [5, 257, 9]}, (257, 5, 9)),
+        ({"eos_token_id": 3}, (257, 3)),
+        ({"eos_token_id": None}, (257,)),
+        ({}, (257,)),
+    ],
+)
+def test_generation_config_ends_answers_too(generation: object, eos: tuple[int, ...], copied: Path) -> None:
+    config = read_copy(copied, generation)
+    assert (config.eos, config.pad) == (eos, 257)
+
+
+def test_folder_without_generation_config(copied: Path) -> None:
+    (copied / "generation_config.json").unlink()
+    llm = open_folder(copied, "copy", copied.parent)
+    assert read_llm(llm) == read_config(llm.config, "c")
+
+
+@pytest.mark.parametrize("generation", [[1], {"eos_token_id": [257, 258]}])
+def test_bad_generation_config_is_named(generation: object, copied: Path) -> None:
+    with pytest.raises(ModelError) as caught:
+        read_copy(copied, generation)
+    assert (caught.value.code, caught.value.where) == (3204, str(copied / "generation_config.json"))
+
+
+@pytest.mark.parametrize("key", ["bos_token_id", "eos_token_id", "pad_token_id"])
+@pytest.mark.parametrize("value", [100, -2, [2, 100]])
+def test_special_token_outside_the_vocabulary(key: str, value: object) -> None:
+    with pytest.raises(ModelError) as caught:
+        read_config(LLAMA | {key: value}, "config.json")
+    assert (caught.value.code, caught.value.what) == (3204, f"{key} is outside the vocabulary")
+
+
+def test_absent_pad_token() -> None:
+    assert read_config(LLAMA | {"pad_token_id": -1}, "c").pad == 2
+    assert read_config(LLAMA | {"pad_token_id": 7}, "c").pad == 7
+    assert read_config(LLAMA | {"eos_token_id": None}, "c").pad == 0
+
+
+@pytest.mark.parametrize("kind", ["llama", "llama-3.1", "qwen2", "qwen2-tied", "gemma3"])
+def test_numbers_are_those_of_optimum(kind: str, tiny: Callable[[str], ModelFolder]) -> None:
+    """An independent reader of the same files. It knows ``gemma3_text`` by the class that fits, not by name."""
+    utils = pytest.importorskip("optimum.utils", reason="optimum is not installed")
+    from transformers import AutoConfig
+
+    config = AutoConfig.from_pretrained(tiny(kind).path)
+    reader = utils.NormalizedTextConfigWithGQA
+    if kind != "gemma3":
+        reader = utils.NormalizedConfigManager.get_normalized_config_class(config.model_type)
+    theirs, ours = reader(config), read_config(tiny(kind).config, "c")
+    names = {
+        "vocab_size": "vocab_size",
+        "hidden_size": "hidden_size",
+        "num_layers": "num_layers",
+        "num_attention_heads": "num_heads",
+        "num_key_value_heads": "num_kv_heads",
+    }
+    assert {n: getattr(theirs, n) for n in names} == {n: getattr(ours, o) for n, o in names.items()}
+    # Where a config names no head size, neither does optimum.
+    head_dim = getattr(config, "head_dim", None) or theirs.hidden_size // theirs.num_attention_heads
+    assert head_dim == ours.head_dim

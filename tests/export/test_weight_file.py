@@ -20,7 +20,7 @@ from latentwire.export.external import read_layout, write_weights
 from latentwire.export.families import read_config
 from latentwire.export.precision import PRECISIONS
 from latentwire.export.quantize import Stored, convert, kind
-from latentwire.export.weight_file import DTYPES, WeightFile, write_decoder, write_table
+from latentwire.export.weight_file import DTYPES, WeightFile, stream_table, write_decoder
 from latentwire.export.weights import EMBEDDING, WeightReader
 from latentwire.models.folder import ModelFolder
 
@@ -155,12 +155,12 @@ def test_table_is_scaled_and_narrow(tiny: Callable[[str], ModelFolder], tmp_path
     config = read_config(llm.config, "config.json")
     table = load_file(llm.weights[0])["model.embed_tokens.weight"]
     with WeightReader(llm.weights, config) as reader:
-        layout = write_table(tmp_path / "t.safetensors", reader, EMBEDDING, "embedding", config.embed_scale)
+        layout = stream_table(tmp_path / "t.safetensors", reader, EMBEDDING, "embedding", config.embed_scale)
         want = (table * np.float32(48**0.5)).astype(np.float16)
         np.testing.assert_array_equal(load_file(tmp_path / "t.safetensors")["embedding"], want)
         assert layout == write_weights(tmp_path / "t.safetensors", {"embedding": want})
         with pytest.raises(ModelError) as caught:
-            write_table(tmp_path / "u.safetensors", reader, EMBEDDING, "embedding", 1e9)
+            stream_table(tmp_path / "u.safetensors", reader, EMBEDDING, "embedding", 1e9)
     assert (caught.value.code, caught.value.where) == (3206, f"tensor {EMBEDDING}")
 
 

@@ -17,7 +17,8 @@ from safetensors.numpy import load_file, save_file
 from latentwire.core.errors import BundleError, LatentWireError, ModelError
 from latentwire.export.external import external_tensor, point, read_layout, write_weights
 from latentwire.export.families import DecoderConfig, read_config
-from latentwire.export.weights import WeightReader, read_json, sources
+from latentwire.export.model_config import read_json
+from latentwire.export.weights import WeightReader, sources
 from latentwire.models.folder import ModelFolder, open_folder
 
 
