@@ -13,10 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-
-def unit(x: Tensor) -> Tensor:
-    """Vectors of length 1 along the last axis; a zero vector stays zero."""
-    return x * torch.rsqrt(x.square().sum(-1, keepdim=True) + 1e-12)
+from .pooling import unit
 
 
 class TaskRows(nn.Module):

@@ -13,11 +13,14 @@ from torch import Tensor
 from ..core.prompt import Encode, join, question_ids
 from .config import TASKS
 from .data import Item, Question, cloze
+from .latents import Choice, draw
 from .llm import Special
 from .tree import Branch, Tree, build
 
 CUE, CONTINUATION = 8, 24
 """Tokens given and asked for in a reconstruction branch."""
+LATENT_DRAW = (0, 1)
+"""What the seed of a micro-batch's M ends in, so that it is not one of its items' seeds."""
 
 
 class Reader(Protocol):
@@ -30,13 +33,17 @@ class Reader(Protocol):
 
 @dataclass(frozen=True)
 class Limits:
-    """Sizes that shape a batch; ``latents`` is the capacity M, ``task_tokens`` the rows of one task."""
+    """Sizes that shape a batch; ``latents`` is M, ``task_tokens`` the rows of one task.
+
+    ``choices``: one of them is drawn as M of the whole micro-batch (see ``latents.py``); empty: always ``latents``.
+    """
 
     latents: int
     task_tokens: int
     max_tokens: int
     branch_tokens: int
     reconstruct_share: float = 0.0
+    choices: tuple[Choice, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -46,16 +53,21 @@ class Batch:
     Attributes:
         input_ids: int64 [B,S], encoder tokens, right padded.
         lengths: int64 [B].
+        slots: int64 [M], ``arange(M)``: as many latents as the text with most of them has.
+        counts: int64 [B], latents of each text, at most M and at most its tokens.
         trees: one prefix tree per LLM, in the LLMs' order.
     """
 
     input_ids: Tensor
     lengths: Tensor
+    slots: Tensor
+    counts: Tensor
     trees: tuple[Tree, ...]
 
     def to(self, device: torch.device) -> Batch:
         """The same batch on another device."""
-        return Batch(self.input_ids.to(device), self.lengths.to(device), tuple(t.to(device) for t in self.trees))
+        ids, lengths, slots, counts = (t.to(device) for t in (self.input_ids, self.lengths, self.slots, self.counts))
+        return Batch(ids, lengths, slots, counts, tuple(t.to(device) for t in self.trees))
 
 
 def pad(rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
@@ -101,8 +113,19 @@ def make_batch(
     contexts = [encode(item.context)[: limits.max_tokens] for item in items]
     input_ids, lengths = pad(contexts)
     drawn = [_draw(item, np.random.default_rng([*seed, b]), limits) for b, item in enumerate(items)]
-    trees = tuple(_tree(llm, items, drawn, lengths, limits, text) for llm in llms)
-    return Batch(input_ids, lengths, trees)
+    rule = draw(limits.choices, limits.latents, [*seed, *LATENT_DRAW])
+    sizes = _Latents(tuple(rule(len(c)) for c in contexts), 0 if text else rule.capacity(lengths.tolist()))
+    trees = tuple(_tree(llm, items, drawn, sizes, limits, text) for llm in llms)
+    slots = torch.arange(rule.capacity(lengths.tolist()))
+    return Batch(input_ids, lengths, slots, torch.tensor(sizes.counts), trees)
+
+
+@dataclass(frozen=True)
+class _Latents:
+    """Latents of each text, and the adapter rows before the task rows (0 where text stands instead)."""
+
+    counts: tuple[int, ...]
+    capacity: int
 
 
 @dataclass(frozen=True)
@@ -125,17 +148,16 @@ def _draw(item: Item, rng: np.random.Generator, limits: Limits) -> _Drawn:
 
 
 def _tree(
-    llm: Reader, items: Sequence[Item], drawn: Sequence[_Drawn], lengths: Tensor, limits: Limits, text: bool
+    llm: Reader, items: Sequence[Item], drawn: Sequence[_Drawn], sizes: _Latents, limits: Limits, text: bool
 ) -> Tree:
     prefixes, branches = [], []
-    capacity = 0 if text else limits.latents
-    for item, draw, length in zip(items, drawn, lengths.tolist(), strict=True):
+    for item, own_draw, count in zip(items, drawn, sizes.counts, strict=True):
         own = llm.encode(item.context)[: limits.max_tokens]
-        context = own if text else range(min(limits.latents, length))
+        context = own if text else range(count)
         prefixes.append(join([llm.special.bos, context]))
-        answer, repeat = (task_range(task, capacity, limits.task_tokens) for task in TASKS[:2])
-        candidates = [answer_branch(llm, q, a, answer) for q, a in draw.questions]
-        candidates += [b for c in draw.cues if (b := _reconstruct(own, c, repeat))]
+        answer, repeat = (task_range(task, sizes.capacity, limits.task_tokens) for task in TASKS[:2])
+        candidates = [answer_branch(llm, q, a, answer) for q, a in own_draw.questions]
+        candidates += [b for c in own_draw.cues if (b := _reconstruct(own, c, repeat))]
         branches.append(_fit(candidates, limits.branch_tokens))
     return build(prefixes, branches)
 

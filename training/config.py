@@ -14,6 +14,7 @@ from types import UnionType
 from typing import Any, get_args, get_origin, get_type_hints
 
 from ..core.errors import ModelError
+from .latents import parse
 
 ENCODER_TYPES = ("embed_layer",)
 ADAPTER_TYPES = ("learned", "linear")
@@ -32,6 +33,8 @@ class Config:
 
     Attributes:
         latent_len: latents of one text (M).
+        latent_choices: M drawn anew for each micro-batch: numbers, or shares of the text's tokens as ``"1/4"``;
+            empty: always ``latent_len``.
         d_z: width of one latent.
         encoder_type: one of ``ENCODER_TYPES``.
         adapter_type: one of ``ADAPTER_TYPES``.
@@ -78,6 +81,7 @@ class Config:
     """
 
     latent_len: int = 32
+    latent_choices: tuple[int | str, ...] = ()
     d_z: int = 256
     encoder_type: str = "embed_layer"
     adapter_type: str = "learned"
@@ -142,6 +146,8 @@ class Config:
             raise _bad("batch", f"a multiple of micro_batch={self.micro_batch}", self.batch)
         if self.tasks != TASKS[: max(1, len(self.tasks))]:
             raise _bad("tasks", f"the first of {', '.join(TASKS)}, in this order", self.tasks)
+        for choice in self.latent_choices:
+            parse(choice)
         if not self.llms:
             raise _bad("llms", "at least one LLM", self.llms)
 

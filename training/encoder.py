@@ -1,8 +1,7 @@
 """Encoders: token ids -> latents Z.
 
 ``EncoderFromEmbedLayer`` copies an LLM's embedding table (frozen) and first layers, drops the causal mask and
-pools T contextual states into M latents, one per contiguous span of the text (spans as in ARC-Encoder,
-arXiv 2510.20535: pooled in place, so that latent k always speaks of the k-th part of the text).
+pools T contextual states into M latents, one per contiguous span of the text (see ``pooling``).
 
 Each latent is the sum of two paths, scaled to unit RMS:
 
@@ -23,49 +22,7 @@ from torch.nn import functional as F
 from transformers import LlamaConfig
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer, LlamaRMSNorm, LlamaRotaryEmbedding
 
-from .adapter import unit
-
-
-def span_weights(lengths: Tensor, slots: Tensor, size: int) -> Tensor:
-    """Which token belongs to which latent.
-
-    Args:
-        lengths: int64 [B], tokens of each text.
-        slots: int64 [M], ``arange(M)``; its length is the number of latents asked for.
-        size: padded length S.
-
-    Returns:
-        bool [B, M, S]: the text is cut into ``min(M, length)`` contiguous, near-equal, non-empty spans; slots
-        beyond that own no token.
-    """
-    token = torch.arange(size, device=lengths.device)
-    count = torch.minimum(torch.full_like(lengths, 0) + slots.shape[0], lengths)
-    owner = token[None, :] * count[:, None] // lengths.clamp(min=1)[:, None]
-    inside = token[None, :] < lengths[:, None]
-    return (owner[:, None, :] == slots[None, :, None]) & inside[:, None, :]
-
-
-class SpanAttention(nn.Module):
-    """One query per span reads all states of the text: f[B,M,H], f[B,S,H] -> f[B,M,H]."""
-
-    def __init__(self, width: int, heads: int) -> None:
-        super().__init__()
-        self.heads = heads
-        self.query = nn.Linear(width, width, bias=False)
-        self.key = nn.Linear(width, width, bias=False)
-        self.value = nn.Linear(width, width, bias=False)
-
-    def forward(self, query: Tensor, states: Tensor, inside: Tensor) -> Tensor:
-        """``inside``: bool [B,1,1,S], true for real tokens."""
-        q, k, v = (
-            self._split(layer(x)) for layer, x in ((self.query, query), (self.key, states), (self.value, states))
-        )
-        mask = inside.expand(-1, -1, query.shape[1], -1)
-        out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
-        return out.transpose(1, 2).flatten(2)
-
-    def _split(self, x: Tensor) -> Tensor:
-        return x.view(*x.shape[:2], self.heads, -1).transpose(1, 2)
+from .pooling import SpanAttention, inside_mask, span_means, span_weights, to_latents, unit
 
 
 class EncoderFromEmbedLayer(nn.Module):
@@ -80,7 +37,7 @@ class EncoderFromEmbedLayer(nn.Module):
     because a lookup by cosine at temperature 0.05 does not bear bf16 rounding.
 
     Shapes: input_ids int64 [B,S], lengths int64 [B], slots int64 [M] -> latents f32 [B,M,d_z]. Slots beyond
-    ``min(M, length)`` are zero.
+    ``min(M, length)`` are zero; ``counts`` int64 [B] gives each text an M of its own, at most the number of slots.
     """
 
     def __init__(self, config: LlamaConfig, d_z: int, salience: float) -> None:
@@ -103,13 +60,11 @@ class EncoderFromEmbedLayer(nn.Module):
         nn.init.zeros_(self.score.weight)
         nn.init.zeros_(self.out.weight)
 
-    def forward(self, input_ids: Tensor, lengths: Tensor, slots: Tensor) -> Tensor:
+    def forward(self, input_ids: Tensor, lengths: Tensor, slots: Tensor, counts: Tensor | None = None) -> Tensor:
         table: Tensor = self.get_buffer("embedding")
         embedded = F.embedding(input_ids, table).float()
-        spans = span_weights(lengths, slots, input_ids.shape[1])
-        inside = (torch.arange(input_ids.shape[1], device=lengths.device)[None, :] < lengths[:, None])[:, None, None, :]
-        # A row of padding only would divide by zero inside attention; its slots are cleared below.
-        inside = inside | (lengths == 0)[:, None, None, None]
+        spans = span_weights(lengths, slots, input_ids.shape[1], counts)
+        inside = inside_mask(lengths, input_ids.shape[1])
         if self.low_precision:
             with torch.autocast(embedded.device.type, torch.bfloat16):
                 states = self._contextual(embedded, inside)
@@ -117,10 +72,7 @@ class EncoderFromEmbedLayer(nn.Module):
             states = self._contextual(embedded, inside)
         states = states.float()
         looked_up = self._lookup_path(embedded, states, spans, self.get_buffer("idf")[input_ids])
-        context = self._context_path(states, spans, inside)
-        z = looked_up + context
-        z = z * torch.rsqrt(z.square().mean(-1, keepdim=True) + 1e-6)
-        return z * spans.any(-1, keepdim=True)
+        return to_latents(looked_up + self._context_path(states, spans, inside), spans)
 
     def _contextual(self, x: Tensor, inside: Tensor) -> Tensor:
         positions = torch.arange(x.shape[1], device=x.device)[None, :]
@@ -141,7 +93,6 @@ class EncoderFromEmbedLayer(nn.Module):
         return out
 
     def _context_path(self, states: Tensor, spans: Tensor, inside: Tensor) -> Tensor:
-        share = spans.to(states.dtype)
-        mean = (share @ states) / share.sum(-1, keepdim=True).clamp(min=1)
+        mean = span_means(spans, states)
         out: Tensor = self.out(mean + self.pool(mean, states, inside))
         return out

@@ -100,15 +100,17 @@ class LatentModel(nn.Module):
         """The adapter of one LLM (module names must not hold dots)."""
         return self.adapters[key(llm.name)]
 
-    def encode(self, input_ids: Tensor, lengths: Tensor, latents: int | None = None) -> Tensor:
-        """int64 [B,S], int64 [B] -> latents f32 [B,M,d_z]."""
+    def encode(
+        self, input_ids: Tensor, lengths: Tensor, latents: int | None = None, counts: Tensor | None = None
+    ) -> Tensor:
+        """int64 [B,S], int64 [B] -> latents f32 [B,M,d_z]; ``counts`` int64 [B]: latents of each text, at most M."""
         slots = torch.arange(latents or self.config.latent_len, device=input_ids.device)
-        out: Tensor = self.encoder(input_ids, lengths, slots)
+        out: Tensor = self.encoder(input_ids, lengths, slots, counts)
         return out
 
     def forward(self, batch: Batch, teachers: tuple[Tree, ...] = ()) -> tuple[Tensor, dict[str, float]]:
         """Mean loss over the LLMs, and named scalars in nats per token."""
-        z = self.encode(batch.input_ids, batch.lengths)
+        z = self.encoder(batch.input_ids, batch.lengths, batch.slots, batch.counts)
         total, logged = torch.zeros((), device=z.device), {}
         for number, (llm, tree) in enumerate(zip(self.llms, batch.trees, strict=True)):
             scored = self.score(llm, tree, self.adapter(llm)(z))

@@ -56,7 +56,12 @@ class Trainer:
         self.step = 0
         self.best = math.inf
         self.limits = Limits(
-            config.latent_len, config.task_tokens, config.max_tokens, config.branch_tokens, config.reconstruct_share
+            config.latent_len,
+            config.task_tokens,
+            config.max_tokens,
+            config.branch_tokens,
+            config.reconstruct_share,
+            config.latent_choices,
         )
         sampler = Sampler([len(i.context) for i in self.data.questions], config.micro_batch, config.seed)
         self.samplers = [sampler]

@@ -17,9 +17,9 @@ from latentwire.training import checkpoint
 from latentwire.training.config import Config, from_mapping, load
 from latentwire.training.curves import read_log
 from latentwire.training.data import Sampler, cloze, read_prose, read_questions
-from latentwire.training.encoder import span_weights
 from latentwire.training.loss import AnswerWeights, cross_entropy, distillation
 from latentwire.training.optim import schedule
+from latentwire.training.pooling import span_weights
 from latentwire.training.tree import IGNORE, Branch, build
 
 

@@ -20,9 +20,9 @@ from latentwire.training.checkpoint import read_meta
 from latentwire.training.config import Config
 from latentwire.training.curves import draw
 from latentwire.training.data import Item, Question, read_questions
-from latentwire.training.encoder import span_weights
 from latentwire.training.evaluate import measure, pick
 from latentwire.training.llm import LMWrapper
+from latentwire.training.pooling import span_weights
 from latentwire.training.quality import quality, table
 from latentwire.training.report import Request, report, store
 from latentwire.training.train import Trainer
