@@ -194,21 +194,20 @@ def restore(
     Returns:
         float32 [in,n] twice: values, and half a step at each.
     """
-    scale = tensors[f"{name}.scale"].astype(np.float32)
+    scale: npt.NDArray[np.float32] = tensors[f"{name}.scale"].astype(np.float32)
     if precision.matmul == "int8":
         return tensors[f"{name}.int8"] * scale, np.broadcast_to(scale / np.float32(2), shape)
     if precision.matmul == "fp8":
         values = tensors[f"{name}.fp8"].astype(np.float32)
         # Three bits after the leading one; below 2^-6 the steps are 2^-9.
-        half: Array = np.maximum(np.abs(values) / 16, 2.0**-10) * scale
-        return values * scale, half.astype(np.float32)
-    stored, half = tensors[f"{name}.blocks"], 1 << (precision.bits - 1)
+        half: Array = np.maximum(np.abs(values) / np.float32(16), np.float32(2.0**-10)) * scale
+        return values * scale, half
+    packed, middle = tensors[f"{name}.blocks"], 1 << (precision.bits - 1)
     if precision.bits == 4:
-        stored = np.stack([stored & 15, stored >> 4], axis=-1).reshape(*stored.shape[:2], BLOCK)
-    values = (stored.astype(np.float32) - half) * scale[..., None]
-    steps = np.broadcast_to(np.abs(scale)[..., None] / np.float32(2), values.shape)
-    flat = (len(values), -1)
-    return values.reshape(flat)[:, : shape[0]].T, steps.reshape(flat)[:, : shape[0]].T
+        packed = np.stack([packed & 15, packed >> 4], axis=-1).reshape(*packed.shape[:2], BLOCK)
+    values = (packed.astype(np.float32) - np.float32(middle)) * scale[..., None]
+    steps: Array = np.broadcast_to(np.abs(scale)[..., None] / np.float32(2), values.shape)
+    return values.reshape(len(values), -1)[:, : shape[0]].T, steps.reshape(len(values), -1)[:, : shape[0]].T
 
 
 def _dtype(name: str) -> Any:

@@ -15,7 +15,7 @@ from latentwire.engines.specs import adapter_spec, bundle_specs, encoder_spec
 from latentwire.engines.tensors import Dim
 from latentwire.engines.toy import byte_tokenizer
 from latentwire.export.attention import Flavour
-from latentwire.export.decoder import build_decoder, rope_tables
+from latentwire.export.decoder import build_decoder
 from latentwire.export.export import llm_info, write_llm
 from latentwire.export.external import Layout, Place, external_tensor, write_weights
 from latentwire.export.families import read_config
@@ -23,6 +23,7 @@ from latentwire.export.graph import Graph, save
 from latentwire.export.precision import PRECISIONS
 from latentwire.export.recorded import Recorded
 from latentwire.export.splice import build_splice
+from latentwire.export.weight_file import write_decoder
 from latentwire.export.weights import WeightReader
 from latentwire.models.folder import ModelFolder, open_folder
 
@@ -98,6 +99,12 @@ def write_tiny(folder: Path, kind: str, **changes: Any) -> ModelFolder:
 
 
 @pytest.fixture(scope="session")
+def make_tiny() -> MakeModel:
+    """``make_tiny(folder, kind, **changes)``: ``write_tiny``, for models of other sizes."""
+    return write_tiny
+
+
+@pytest.fixture(scope="session")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> MakeModel:
     """``tiny(kind)``: the folder of a random model, made once."""
     made: dict[str, ModelFolder] = {}
@@ -162,15 +169,22 @@ def precise(tiny: MakeModel, tmp_path_factory: pytest.TempPathFactory) -> Callab
     return make
 
 
-def _precise(folder: Path, llm: ModelFolder, name: str, flavour: Flavour, capacity: Dim) -> Bundle:
-    import ml_dtypes  # noqa: F401  # numpy learns the name bfloat16
+@pytest.fixture(scope="session")
+def make_precise() -> Callable[..., Bundle]:
+    """``make_precise(folder, llm, precision, flavour, capacity)``: the same of any model."""
+    return _precise
 
+
+def _precise(
+    folder: Path, llm: ModelFolder, name: str, flavour: Flavour = "dual", capacity: Dim = "C", step: float = 0.05
+) -> Bundle:
+    """``step``: one step of every fp8 input; tiny models' activations stay under 20."""
     folder.mkdir()
     config, precision = read_config(llm.config, "config.json"), PRECISIONS[name]
     with WeightReader(llm.weights, config) as reader:
-        tensors = {n: a.astype(precision.dtype) for n, a in (dict(reader) | rope_tables(config)).items()}
-    layout = write_weights(folder / "decoder.safetensors", tensors)
-    save(build_decoder(config, layout, precision, flavour, capacity), folder / "decoder.onnx")
+        layout = write_decoder(folder / "decoder.safetensors", reader, config, precision)
+        scales = dict.fromkeys(reader.sources, step)
+    save(build_decoder(config, layout, precision, flavour, capacity, scales), folder / "decoder.onnx")
     save(build_splice(config, layout, precision), folder / "splice.onnx")
     info, mark = llm_info(llm, config, precision.dtype), "00" * 32
     parts = (EncoderInfo("none", mark, D_Z, LATENTS, 64), info, AdapterInfo("none", TASK_TOKENS, mark))
