@@ -89,5 +89,8 @@ def _check_steps(ours: Any, name: str, at: int, want: F32, parts: Sequence[Store
 
 def _slice(ours: Any, part: Stored, at: int, count: int) -> Array:
     view = ours.get_slice(part.name)
+    if view.get_dtype() != part.dtype:
+        where = f"expected {part.dtype}, got {view.get_dtype()}"
+        raise departed("weights", "file", part.name, None, None, "", where)
     array: Array = view[:, at : at + count] if part.axis == 1 else view[at : at + count]
     return array

@@ -107,8 +107,8 @@ def test_loss_shows(plain: Bundle, tmp_path: Path) -> None:
             noisy = values + rng.standard_normal(len(values)).astype(np.float32) * 0.1
             data[place.offset : place.offset + place.length] = noisy.astype(np.float32).tobytes()
     path.write_bytes(data)
-    noisy = Bundle(folder, replace(plain.manifest, files=describe_files(folder)))
-    found = measure_loss(noisy, plain, QUESTIONS, threads=1)
+    bundle = Bundle(folder, replace(plain.manifest, files=describe_files(folder)))
+    found = measure_loss(bundle, plain, QUESTIONS, threads=1)
     assert abs(found["sentences"]["nll_rise"]["mean"]) > 0.01
     assert found["sentences"]["same_choice"]["mean"] < 0.9
     assert found["questions"]["full_text"]["same_answer"]["mean"] < 1.0
