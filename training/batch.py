@@ -85,11 +85,11 @@ def task_range(task: str, capacity: int, task_tokens: int) -> range:
     return range(start, start + task_tokens)
 
 
-def answer_branch(llm: Reader, question: Question, answer: str, rows: range) -> Branch:
+def answer_branch(llm: Reader, question: Question, answer: str, rows: range, task: str = "answer") -> Branch:
     """Task rows, question, anchor; the target is the answer and EOS."""
     prompt = join([rows, question_ids(llm.encode, question.text)])
     target = (*llm.encode(" " + answer), llm.special.eos[0])
-    return Branch(prompt, target, "answer")
+    return Branch(prompt, target, task)
 
 
 def make_batch(
@@ -156,7 +156,8 @@ def _tree(
         context = own if text else range(count)
         prefixes.append(join([llm.special.bos, context]))
         answer, repeat = (task_range(task, sizes.capacity, limits.task_tokens) for task in TASKS[:2])
-        candidates = [answer_branch(llm, q, a, answer) for q, a in own_draw.questions]
+        task = "answer" if item.questions else "cloze"
+        candidates = [answer_branch(llm, q, a, answer, task) for q, a in own_draw.questions]
         candidates += [b for c in own_draw.cues if (b := _reconstruct(own, c, repeat))]
         branches.append(_fit(candidates, limits.branch_tokens))
     return build(prefixes, branches)

@@ -42,6 +42,7 @@ class Config:
         first_token_ce: extra cross-entropy on the first answer token, as a factor.
         kd_tau: temperature of the distillation from the text-prompted teacher.
         kd_weight: weight of the distillation term; 0 leaves the teacher out.
+        teacher_top: tokens that are kept of a teacher's distribution, with one rest; 0 keeps all.
         k_token_weight: weight of the first K answer tokens against the later ones.
         encoder_llm: name, folder or hub id of the LLM whose first layers start the encoder.
         llms: the frozen LLMs, one adapter each.
@@ -89,6 +90,7 @@ class Config:
     first_token_ce: float = 0.5
     kd_tau: float = 1.0
     kd_weight: float = 0.0
+    teacher_top: int = 0
     k_token_weight: float = 2.0
 
     encoder_llm: str = "smollm2-135m"

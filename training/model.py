@@ -1,4 +1,4 @@
-"""The composition: text ids -> encoder -> Z -> adapter -> rows -> frozen LLM -> loss."""
+"""The composition: text ids -> encoder -> Z -> adapter -> rows -> frozen LLM -> logits."""
 
 from __future__ import annotations
 
@@ -11,12 +11,10 @@ from transformers import LlamaConfig
 from ..core.errors import ModelError
 from ..models.store import resolve
 from .adapter import Adapter, LearnedAdapter
-from .batch import Batch
 from .config import Config
 from .encoder import EncoderFromEmbedLayer
 from .llm import KeyValues, LMWrapper, read_config
-from .loss import AnswerWeights, cross_entropy, distillation
-from .tree import IGNORE, Tree
+from .tree import Tree
 
 
 @dataclass(frozen=True)
@@ -84,7 +82,6 @@ class LatentModel(nn.Module):
         self.adapters = nn.ModuleDict(adapters)
         self._llms = llms
         self._source = [source]  # in a list: a module assigned here would become part of this one
-        self.weights = AnswerWeights(config.k, config.k_token_weight, config.first_token_ce)
 
     @property
     def llms(self) -> list[LMWrapper]:
@@ -108,28 +105,6 @@ class LatentModel(nn.Module):
         out: Tensor = self.encoder(input_ids, lengths, slots, counts)
         return out
 
-    def forward(self, batch: Batch, teachers: tuple[Tree, ...] = ()) -> tuple[Tensor, dict[str, float]]:
-        """Mean loss over the LLMs, and named scalars in nats per token."""
-        z = self.encoder(batch.input_ids, batch.lengths, batch.slots, batch.counts)
-        total, logged = torch.zeros((), device=z.device), {}
-        for number, (llm, tree) in enumerate(zip(self.llms, batch.trees, strict=True)):
-            scored = self.score(llm, tree, self.adapter(llm)(z))
-            loss = cross_entropy(scored.logits, scored.labels, self.weights(scored.rank))
-            logged[f"{llm.name}/ce"] = loss.item()
-            if teachers:
-                with torch.no_grad():
-                    teacher = self.score(llm, teachers[number], self.task_rows(llm, len(batch.lengths)))
-                kd = distillation(scored.logits, teacher.logits, self.config.kd_tau)
-                logged[f"{llm.name}/kd"] = kd.item()
-                loss = loss + self.config.kd_weight * kd
-            total = total + loss / len(self.llms)
-        return total, logged
-
-    def format_loss(self, tree: Tree, llm: LMWrapper) -> Tensor:
-        """Loss of the full-text prompt, which trains the task rows and nothing else."""
-        scored = self.score(llm, tree, self.task_rows(llm, tree.ids.shape[0]))
-        return cross_entropy(scored.logits, scored.labels, self.weights(scored.rank))
-
     def task_rows(self, llm: LMWrapper, batch: int) -> Tensor:
         """The adapter's task rows alone, f32 [B,K,H]: what stands in a prompt without latents."""
         rows: Tensor = self.adapter(llm).task(batch)  # type: ignore[operator]
@@ -137,11 +112,14 @@ class LatentModel(nn.Module):
 
     def score(self, llm: LMWrapper, tree: Tree, rows: Tensor, cache: KeyValues | None = None) -> Scored:
         """Run the frozen LLM over a tree and keep the scored positions only; ``cache`` lets a generation go on."""
+        hidden = self.states(llm, tree, rows, cache).flatten(0, 1)[tree.scored]
+        labels, rank = (t.flatten()[tree.scored] for t in (tree.labels, tree.rank))
+        return Scored(llm.logits(hidden), labels, rank, tree.scored // tree.ids.shape[1])
+
+    def states(self, llm: LMWrapper, tree: Tree, rows: Tensor, cache: KeyValues | None = None) -> Tensor:
+        """Last hidden states of the frozen LLM over a tree, f[B,S,H]; ``rows`` f32 [B,R,H]."""
         embeds = llm.splice(tree.ids, tree.row_index, rows)
-        hidden = llm.hidden(embeds, tree.mask(), tree.positions, cache)
-        scored = tree.labels != IGNORE
-        row = torch.arange(tree.ids.shape[0], device=tree.ids.device)[:, None].expand_as(tree.ids)[scored]
-        return Scored(llm.logits(hidden[scored]), tree.labels[scored], tree.rank[scored], row)
+        return llm.hidden(embeds, tree.mask(), tree.positions, cache)
 
 
 def key(llm: str) -> str:

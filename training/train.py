@@ -21,6 +21,7 @@ from .checkpoint import config_of, load_into, load_tensors, read_meta, save
 from .config import Config
 from .data import Item, Sampler, read_prose, read_questions
 from .evaluate import measure, pick
+from .objective import Objective, format_loss
 from .optim import format_optimizer, main_optimizer, schedule, set_rate
 
 
@@ -116,7 +117,7 @@ class Trainer:
             optimizer = format_optimizer([self.model.adapter(llm).task.weight], self.config)  # type: ignore[union-attr,list-item]
             for step in range(self.config.format_steps):
                 batch = self._batch(step, stage=0, text=True)
-                loss = self.model.format_loss(batch.trees[self.model.llms.index(llm)], llm)
+                loss = format_loss(self.config, self.model, batch.trees[self.model.llms.index(llm)], llm)
                 optimizer.zero_grad()
                 loss.backward()
                 optimizer.step()
@@ -169,7 +170,8 @@ class Trainer:
             number = self.step * micro + part
             batch = self._batch(number, stage=1)
             teachers = self._batch(number, stage=1, text=True).trees if config.kd_weight else ()
-            loss, logged = self.model(batch, teachers)
+            loss, terms = Objective.named(config, "default")(self.model, batch, teachers)
+            logged = {name: value.item() for name, value in terms.items()}
             if not torch.isfinite(loss):
                 raise LatentError(
                     3001, "loss is not finite", where=f"step {self.step}, micro-batch {number}", expected=str(logged)

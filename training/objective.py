@@ -1,0 +1,124 @@
+"""One micro-batch -> its loss and each term of it, without making the host wait for the device."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from .batch import Batch
+from .bundles import needs_teacher, weights
+from .config import Config
+from .llm import LMWrapper
+from .loss import AnswerWeights, cross_entropy, distillation, distillation_top, top_logits, weighted_mean
+from .model import LatentModel
+from .tree import KINDS, QUESTIONS, Tree
+
+Terms = dict[str, Tensor]
+"""Term -> scalar."""
+
+
+@dataclass(frozen=True)
+class Objective:
+    """The loss of one bundle.
+
+    Args:
+        config: gives K, temperatures and token weights.
+        terms: weight by term, see ``bundles.py``.
+    """
+
+    config: Config
+    terms: Mapping[str, float]
+
+    @classmethod
+    def named(cls, config: Config, bundle: str) -> Objective:
+        """The objective of a bundle's name."""
+        return cls(config, weights(bundle, config.kd_weight))
+
+    @property
+    def needs_teacher(self) -> bool:
+        """Whether batches must also come as full text."""
+        return needs_teacher(self.terms)
+
+    def __call__(self, model: LatentModel, batch: Batch, teachers: tuple[Tree, ...] = ()) -> tuple[Tensor, Terms]:
+        """Mean loss over the LLMs, and ``LLM/term`` -> value (detached, on the device).
+
+        Args:
+            model: encoder, adapters and LLMs.
+            batch: one tree for each LLM.
+            teachers: the same branches behind the full text; needed where ``needs_teacher``.
+        """
+        z = model.encode(batch.input_ids, batch.lengths, len(batch.slots), batch.counts)
+        total, logged = torch.zeros((), device=z.device), {}
+        for number, (llm, tree) in enumerate(zip(model.llms, batch.trees, strict=True)):
+            rows = model.adapter(llm)(z)
+            found = self._terms(model, llm, tree, rows, teachers[number] if self.needs_teacher else None)
+            loss = sum((self.terms[n] * v for n, v in found.items()), torch.zeros((), device=z.device))
+            logged.update({f"{llm.name}/{name}": value.detach() for name, value in found.items()})
+            total = total + loss / len(model.llms)
+        return total, logged
+
+    def _terms(self, model: LatentModel, llm: LMWrapper, tree: Tree, rows: Tensor, teacher: Tree | None) -> Terms:
+        states = model.states(llm, tree, rows).flatten(0, 1)
+        logits = llm.logits(states[tree.scored])
+        found = answer_terms(self.config, self.terms, logits, tree)
+        if teacher is None:
+            return found
+        with torch.no_grad():
+            plain = model.task_rows(llm, tree.ids.shape[0])
+            read = model.states(llm, teacher, plain).flatten(0, 1)
+        if "kd" in self.terms:
+            found["kd"] = self._distil(logits, llm, read[teacher.scored])
+        if "prefix_kd" in self.terms and len(tree.asked):
+            found["prefix_kd"] = self._distil(llm.logits(states[tree.asked]), llm, read[teacher.asked])
+        return found
+
+    def _distil(self, student: Tensor, llm: LMWrapper, states: Tensor) -> Tensor:
+        with torch.no_grad():
+            teacher = llm.logits(states)
+        tau, k = self.config.kd_tau, self.config.teacher_top
+        if not k:
+            return distillation(student, teacher, tau)
+        return distillation_top(student, top_logits(teacher, tau, k), tau)
+
+
+def format_loss(config: Config, model: LatentModel, tree: Tree, llm: LMWrapper) -> Tensor:
+    """Loss of the full-text prompt, which trains the task rows and nothing else."""
+    scored = model.score(llm, tree, model.task_rows(llm, tree.ids.shape[0]))
+    weight = AnswerWeights(config.k, config.k_token_weight, config.first_token_ce)
+    return cross_entropy(scored.logits, scored.labels, weight(scored.rank))
+
+
+def answer_terms(config: Config, wanted: Mapping[str, float], logits: Tensor, tree: Tree) -> Terms:
+    """Cross-entropies of one tree, in ``wanted`` and with positions in the tree.
+
+    Args:
+        config: K and token weights.
+        wanted: names of terms; others are left out.
+        logits: f32 [N,V] at ``tree.scored``.
+        tree: the labels.
+    """
+    labels, rank, task = (t.flatten()[tree.scored] for t in (tree.labels, tree.rank, tree.task))
+    out: Terms = {}
+    if "ce" in wanted:
+        weigh = AnswerWeights(config.k, config.k_token_weight, config.first_token_ce)
+        out["ce"] = cross_entropy(logits, labels, weigh(rank))
+    if not wanted.keys() - {"ce", "kd", "prefix_kd"}:
+        return out
+    nll = F.cross_entropy(logits, labels, reduction="none")
+    # Masks instead of a selection: how many positions a selection has is known to the device only.
+    for number, kind in enumerate(KINDS):
+        if kind in wanted and tree.counts[number]:
+            weight = (task == number).float()
+            if kind == "answer":
+                weight = weight * AnswerWeights(config.k, config.k_token_weight, 0.0)(rank)
+            out[kind] = weighted_mean(nll, weight)
+    asked = (task == QUESTIONS[0]) | (task == QUESTIONS[1])
+    if any(tree.counts[number] for number in QUESTIONS):
+        for name, first in (("k_token", config.k), ("first_token", 1)):
+            if name in wanted:
+                out[name] = weighted_mean(nll, (asked & (rank < first)).float())
+    return out
