@@ -190,6 +190,7 @@ class RuntimeClass(Protocol):
 class TensorRt(Protocol):
     """The module itself. ``ILogger`` and ``IProgressMonitor`` are base classes for classes of ours."""
 
+    __name__: str
     __version__: str
     Builder: BuilderClass
     OnnxParser: ParserClass

@@ -14,6 +14,10 @@ MODEL_FIXTURES = {"smollm2", "smollm2_bundle"}
 """Session fixtures that need the embedded language model on disk; ``--quick`` skips what uses them."""
 
 
+RTX = ("tensorrt_rtx", "tensorrt_rtx_bindings")
+"""Import names of the TensorRT that compiles without a GPU."""
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--slow", action="store_true", help="also run the tests marked slow")
     parser.addoption("--quick", action="store_true", help="skip tests that need the embedded language model")
@@ -27,8 +31,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             item.add_marker(pytest.mark.skip(reason="needs the language model; run without --quick"))
         if item.get_closest_marker("ray") and not _installed("ray"):
             item.add_marker(pytest.mark.skip(reason="ray is not installed"))
-        if item.get_closest_marker("trt") and not (_installed("tensorrt_rtx") or _installed("tensorrt")):
-            item.add_marker(pytest.mark.skip(reason="neither TensorRT nor TensorRT-RTX is installed"))
+        if item.get_closest_marker("trt") and not any(_installed(name) for name in RTX):
+            item.add_marker(pytest.mark.skip(reason="TensorRT-RTX is not installed"))
         if item.get_closest_marker("gpu") and not _gpu():
             item.add_marker(pytest.mark.skip(reason="no NVIDIA GPU"))
 

@@ -31,6 +31,7 @@ ANYWHERE = {"numpy", "rich"}
 
 FENCES: dict[str, list[str]] = {
     "accelerate": ["training/*"],
+    "cuda": ["engines/trt_cuda.py"],
     "gguf": ["models/*"],
     "google": ["export/*"],  # protobuf, which onnx brings
     "google_crc32c": ["runtime/*"],
@@ -53,7 +54,7 @@ FENCES: dict[str, list[str]] = {
     "tensorrt": ["engines/trt*", "export/plan.py", "export/audit.py"],
     "tensorrt_rtx": ["engines/trt*", "export/plan.py", "export/audit.py"],
     "tokenizers": ["models/*", "runtime/tokenizer.py", "training/*", "export/*"],
-    "torch": ["training/*", "export/*", "engines/torch_*.py"],
+    "torch": ["training/*", "export/*", "engines/torch_*.py", "engines/trt_torch.py"],
     "transformers": ["training/*", "export/*"],
     "typer": ["cli.py", "*/cli.py"],
     "zstandard": ["runtime/*"],
