@@ -22,6 +22,7 @@ COMMANDS: dict[str, str] = {
     "compress": "latentwire.runtime.cli",
     "generate": "latentwire.runtime.cli",
     "inspect": "latentwire.runtime.cli",
+    "engines": "latentwire.runtime.cli",
     "export": "latentwire.export.cli",
     "publish": "latentwire.export.cli",
     "parity": "latentwire.export.cli",

@@ -209,7 +209,8 @@ def place_of(device: str) -> Place:
             "this build of ONNX Runtime has no CUDA",
             where=f"--device {device}",
             expected=f"onnxruntime {ort.__version__} has {', '.join(ort.get_available_providers())}",
-            fix="pip uninstall onnxruntime; pip install 'latentwire[gpu]'",
+            # Both packages hold the same files: the CPU one must go first.
+            fix="pip uninstall onnxruntime; pip install onnxruntime-gpu",
         )
     if hasattr(ort, "preload_dlls"):
         # Finds CUDA and cuDNN among installed Python packages; what it prints when it finds none, our error says.

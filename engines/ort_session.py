@@ -14,6 +14,7 @@ import onnxruntime as ort
 
 from ..core.errors import BundleError, EnvironmentFault
 
+VERSION: Final[str] = ort.__version__
 WARNING: Final = 2
 """ONNX Runtime's severity from which it writes to stderr."""
 

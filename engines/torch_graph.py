@@ -82,6 +82,7 @@ class TorchGraph:
             the graph's outputs and the watched tensors.
         """
         values: dict[str, Tensor] = {**self.weights, **given}
+        # An input may be a cache, which this call changes.
         found: dict[str, Tensor] = {name: values[name].clone() for name in watch if name in values}
         wanted = {*self.outputs, *watch}
         last = _last_use(self.nodes)
@@ -89,8 +90,7 @@ class TorchGraph:
             for name, tensor in self._call(node, values, places).items():
                 values[name] = tensor
                 if name in wanted:
-                    # Memory that the next call writes to must not be what a watcher holds.
-                    found[name] = tensor.clone() if name in watch else tensor
+                    found[name] = tensor
             for name in last.get(step, ()):
                 values.pop(name, None)
         if missing := set(watch) - set(found):

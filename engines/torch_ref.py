@@ -70,9 +70,9 @@ class TorchRefEngine(OrtParts):
         watch: Collection[str] = (),
     ) -> None:
         super().__init__(bundle, threads=threads, parts=parts)
-        with needs("train"):
-            import onnx  # noqa: F401
-            import torch
+        require_torch()
+        import torch
+
         if device.startswith("cuda") and not torch.cuda.is_available():
             raise EnvironmentFault(
                 5001, "torch sees no GPU", where=f"device {device}", fix="pass --device cpu, or install a driver"
@@ -156,6 +156,13 @@ class TorchRefEngine(OrtParts):
         buffers.lengths += lengths
         self.watched = {name: plain(found[name]) for name in self.watch}
         finite(buffers.logits, "logits", self.name)
+
+
+def require_torch() -> None:
+    """Raise EnvironmentFault 5011 unless torch and onnx are installed."""
+    with needs("train"):
+        import onnx  # noqa: F401
+        import torch  # noqa: F401
 
 
 def shared(array: npt.NDArray[Any]) -> Tensor:

@@ -172,6 +172,26 @@ def inspect_command(
     _run(body, False, debug)
 
 
+@app.command("engines")
+def engines_command(as_json: Json = False, debug: Debug = False) -> None:
+    """Show which engines can run bundles on this machine, and what the
+    others lack.
+
+    Examples:
+
+      latentwire engines
+
+      latentwire engines --json
+    """
+
+    def body() -> int:
+        from . import commands
+
+        return commands.engines(as_json)
+
+    _run(body, False, debug)
+
+
 @app.command("demo")
 def demo_command(
     llm: Annotated[str, typer.Option(help="Language model, see `latentwire models list`.")] = "smollm2-135m",

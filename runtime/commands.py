@@ -96,6 +96,20 @@ def inspect(path: Path, as_json: bool) -> int:
     return EXIT_OK
 
 
+def engines(as_json: bool) -> int:
+    """Print which engines are here."""
+    from ..engines.available import available
+
+    found = available()
+    if as_json:
+        for engine in found:
+            print_json(asdict(engine))
+    else:
+        rows = [(e.name, e.options, "yes" if e.works else "no", e.detail) for e in found]
+        print_table(["engine", "options", "here", "what runs it, or what is missing"], rows)
+    return EXIT_OK
+
+
 def result_json(result: Result) -> dict[str, Any]:
     """One line of the answers' JSONL."""
     line: dict[str, Any] = {"custom_id": result.custom_id, "question": result.question}

@@ -117,7 +117,7 @@ def test_no_gpu_here() -> None:
         with pytest.raises(EnvironmentFault, match="has no CUDA") as caught:
             place_of("cuda:0")
         assert caught.value.code == 5001
-        assert "latentwire[gpu]" in caught.value.fix
+        assert "onnxruntime-gpu" in caught.value.fix
     for name in ("gpu", "cuda:x", "cpu:1", ""):
         with pytest.raises(EnvironmentFault, match="no such device"):
             place_of(name)

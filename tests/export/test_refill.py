@@ -63,6 +63,8 @@ def test_rows_are_the_same_memory(engine: Engine, byte_prompts: list[list[int]])
     for name, cache in buffers.cache.items():
         same = [np.array_equal(before[name][row], cache[row]) for row in range(4)]
         assert same == [True, True, False, True], name
+        after = len(byte_prompts[30])
+        assert np.array_equal(before[name][2, :, after:], cache[2, :, after:]), name
     assert buffers.lengths.tolist() == [*lengths[:2], len(byte_prompts[30]), lengths[3]]
     assert [np.array_equal(logits[row], buffers.logits[row]) for row in range(4)] == [True, True, False, True]
 
