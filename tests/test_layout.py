@@ -38,6 +38,7 @@ FENCES: dict[str, list[str]] = {
     "huggingface_hub": ["models/*"],
     "matplotlib": ["training/*", "benchmarks/*"],
     "ml_dtypes": ["core/*", "models/*", "export/*", "engines/*"],
+    "modelopt": ["export/fp8.py"],
     "onnx": ["export/*", "engines/torch_graph.py", "engines/torch_ref.py"],
     "onnx_ir": ["export/*"],
     "onnxruntime": ["engines/ort*", "export/quantize.py"],

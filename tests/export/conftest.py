@@ -176,15 +176,20 @@ def make_precise() -> Callable[..., Bundle]:
 
 
 def _precise(
-    folder: Path, llm: ModelFolder, name: str, flavour: Flavour = "dual", capacity: Dim = "C", step: float = 0.05
+    folder: Path,
+    llm: ModelFolder,
+    name: str,
+    flavour: Flavour = "dual",
+    capacity: Dim = "C",
+    scales: float | dict[str, float] = 0.05,
 ) -> Bundle:
-    """``step``: one step of every fp8 input; tiny models' activations stay under 20."""
+    """``scales``: what a step of each fp8 input is worth; tiny models' activations stay under 20."""
     folder.mkdir()
     config, precision = read_config(llm.config, "config.json"), PRECISIONS[name]
     with WeightReader(llm.weights, config) as reader:
         layout = write_decoder(folder / "decoder.safetensors", reader, config, precision)
-        scales = dict.fromkeys(reader.sources, step)
-    save(build_decoder(config, layout, precision, flavour, capacity, scales), folder / "decoder.onnx")
+        steps = dict.fromkeys(reader.sources, scales) if isinstance(scales, float) else scales
+    save(build_decoder(config, layout, precision, flavour, capacity, steps), folder / "decoder.onnx")
     save(build_splice(config, layout, precision), folder / "splice.onnx")
     info, mark = llm_info(llm, config, precision.dtype), "00" * 32
     parts = (EncoderInfo("none", mark, D_Z, LATENTS, 64), info, AdapterInfo("none", TASK_TOKENS, mark))
