@@ -6,7 +6,7 @@ import ml_dtypes  # noqa: F401  # numpy learns the names of the narrow dtypes
 import numpy as np
 import onnxruntime as ort
 import pytest
-from onnx import TensorProto, helper, numpy_helper
+from onnx import NodeProto, TensorProto, helper, numpy_helper
 
 from latentwire.core.errors import ModelError
 from latentwire.export.precision import PRECISIONS
@@ -128,7 +128,7 @@ def test_packing_equals_onnx_runtimes_own() -> None:
     assert apart.mean() < 0.002, "only ties may differ"
 
 
-def run(node: object, weights: dict[str, np.ndarray], x: np.ndarray) -> np.ndarray:
+def run(node: NodeProto, weights: dict[str, np.ndarray], x: np.ndarray) -> np.ndarray:
     ends = [helper.make_tensor_value_info(n, TensorProto.FLOAT, ["R", "W"]) for n in ("x", "y")]
     tensors = [numpy_helper.from_array(a, n) for n, a in weights.items()]
     opsets = [helper.make_opsetid("", 24), helper.make_opsetid("com.microsoft", 1)]
