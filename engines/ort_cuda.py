@@ -25,13 +25,16 @@ from .bundle import Bundle
 from .checks import check_decode, check_prefill, finite, fitted_capacity
 from .ort_device import ELEMENT_TYPES, DeviceBuffers, Place, Region, device_buffers
 from .ort_parts import OrtParts
-from .ort_session import CPU, Providers, guarded, open_session
+from .ort_session import CPU, FATAL, Providers, guarded, open_session
 
 CHECK_EVERY: Final = 16
 """Decode steps between two looks at all scores, which are megabytes: NaN in a cache stays there, so none is missed
 for long."""
 NO_GRAPH: Final = "-1"
 """ONNX Runtime's number for a run that is neither captured nor replayed."""
+
+REFUSED: Final = "cannot use the graph capture feature"
+"""What ONNX Runtime says of a graph that it cannot capture."""
 
 OUTPUTS: Final = {"logits": "logits", "next_token": "tokens", "next_embeds": "embeds"}
 """Decoder output -> region."""
@@ -134,13 +137,14 @@ class OrtCudaEngine(OrtParts):
         return session
 
     def _open_decoder(self) -> ort.InferenceSession:
-        """With CUDA graphs, unless ONNX Runtime would have to leave a node on the host."""
+        """With CUDA graphs, unless ONNX Runtime would leave a node on the host, as it does in the flavour ``gqa``."""
         path = self.bundle.file("decoder.onnx")
         if self.graphs:
             try:
-                return open_session(path, self.threads, providers=providers(self.place, True))
+                # It logs as an error what is only a reason to do without.
+                return open_session(path, self.threads, providers=providers(self.place, True), severity=FATAL)
             except BundleError as e:
-                if "graph capture" not in e.expected.lower() and "cuda graph" not in e.expected.lower():
+                if REFUSED not in e.expected:
                     raise
                 self.graphs = False
         return open_session(path, self.threads, providers=self._providers)

@@ -16,7 +16,8 @@ from ..core.errors import BundleError, EnvironmentFault
 
 VERSION: Final[str] = ort.__version__
 WARNING: Final = 2
-"""ONNX Runtime's severity from which it writes to stderr."""
+"""ONNX Runtime's severity from which it writes to stderr, unless asked otherwise."""
+FATAL: Final = 4
 
 OUT_OF_MEMORY: Final = (
     "allocate memory",
@@ -42,7 +43,11 @@ def usable_processors() -> int:
 
 
 def open_session(
-    model: Path | bytes, threads: int, weights: Path | None = None, providers: Providers = CPU
+    model: Path | bytes,
+    threads: int,
+    weights: Path | None = None,
+    providers: Providers = CPU,
+    severity: int = WARNING,
 ) -> ort.InferenceSession:
     """A session.
 
@@ -51,6 +56,7 @@ def open_session(
         threads: computing threads on the CPU.
         weights: folder of the external data, for a model given as bytes.
         providers: execution providers and their options, first choice first.
+        severity: from which ONNX Runtime writes to stderr.
 
     Raises:
         BundleError: 4001 ONNX Runtime cannot read or run the graph.
@@ -59,7 +65,7 @@ def open_session(
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
-    options.log_severity_level = WARNING
+    options.log_severity_level = severity
     # Shapes change with every batch: a remembered plan for each would only pile up memory.
     options.enable_mem_pattern = False
     # As would an arena that never shrinks; without it a step is no slower.

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
 
-from latentwire.core.errors import EnvironmentFault, LatentError
+from latentwire.core.errors import BundleError, EnvironmentFault, LatentError
 from latentwire.engines.base import Engine
 from latentwire.engines.bundle import Bundle
 from latentwire.engines.ort import OrtCpuEngine
 from latentwire.engines.ort_cuda import CHECK_EVERY, OrtCudaEngine, place_of, providers
 from latentwire.engines.ort_device import Place, sentinels
+from latentwire.engines.ort_session import open_session
 from latentwire.export.drive import embed, greedy, lengths_of
 
 Prompts = list[list[int]]
@@ -129,6 +131,29 @@ def test_provider_options() -> None:
     found = [settings[name] for name in ("device_id", "use_tf32", "enable_cuda_graph")]
     assert found == ["1", "0", "1"]
     assert providers(Place("cuda", 0), False)[0][1]["enable_cuda_graph"] == "0"
+
+
+def test_a_graph_that_cannot_be_captured_runs_without(
+    engine: OrtCudaEngine, byte_prompts: Prompts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """ONNX Runtime refuses the session; only that refusal is met with a second try."""
+    refusal = "This session cannot use the graph capture feature as requested by the user  as all compute graph nodes"
+    tried = []
+
+    def refuse(*given: Any, **named: Any) -> Any:
+        tried.append(engine.graphs)
+        if engine.graphs:
+            raise BundleError(4001, "ONNX Runtime cannot run a graph", expected=refusal)
+        return open_session(*given, **named)
+
+    monkeypatch.setattr("latentwire.engines.ort_cuda.open_session", refuse)
+    engine.graphs = True
+    assert greedy(engine, byte_prompts[:2], 3).shape == (2, 3)
+    assert (tried, engine.graphs) == ([True, False], False)
+    engine.close()
+    engine.graphs, refusal = True, "Node (x) has input size 9"
+    with pytest.raises(BundleError, match="input size 9"):
+        engine.session("decoder")
 
 
 def test_sentinels_of_bfloat16() -> None:
