@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
@@ -19,8 +19,8 @@ from .tree import Branch, Tree, build
 
 CUE, CONTINUATION = 8, 24
 """Tokens given and asked for in a reconstruction branch."""
-LATENT_DRAW = (0, 1)
-"""What the seed of a micro-batch's M ends in, so that it is not one of its items' seeds."""
+LATENT_DRAW, ROUNDING_DRAW = (0, 1), (0, 2)
+"""What the seeds of a micro-batch's M and of its rounded texts end in, so that they are not its items' seeds."""
 
 
 class Reader(Protocol):
@@ -36,6 +36,7 @@ class Limits:
     """Sizes that shape a batch; ``latents`` is M, ``task_tokens`` the rows of one task.
 
     ``choices``: one of them is drawn as M of the whole micro-batch (see ``latents.py``); empty: always ``latents``.
+    ``rounding``: share of texts whose latents pass the quantiser.
     """
 
     latents: int
@@ -44,6 +45,7 @@ class Limits:
     branch_tokens: int
     reconstruct_share: float = 0.0
     choices: tuple[Choice, ...] = ()
+    rounding: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -55,6 +57,7 @@ class Batch:
         lengths: int64 [B].
         slots: int64 [M], ``arange(M)``: as many latents as the text with most of them has.
         counts: int64 [B], latents of each text, at most M and at most its tokens.
+        rounded: bool [B], whose latents pass the quantiser.
         trees: one prefix tree per LLM, in the LLMs' order.
     """
 
@@ -62,12 +65,15 @@ class Batch:
     lengths: Tensor
     slots: Tensor
     counts: Tensor
+    rounded: Tensor
     trees: tuple[Tree, ...]
 
     def to(self, device: torch.device) -> Batch:
         """The same batch on another device."""
-        ids, lengths, slots, counts = (t.to(device) for t in (self.input_ids, self.lengths, self.slots, self.counts))
-        return Batch(ids, lengths, slots, counts, tuple(t.to(device) for t in self.trees))
+        # Every field but the trees is a tensor, and knows ``to`` as they do.
+        values = {name: getattr(self, name) for name in self.__dataclass_fields__ if name != "trees"}
+        moved: dict[str, Tensor] = {name: value.to(device) for name, value in values.items()}
+        return replace(self, **moved, trees=tuple(t.to(device) for t in self.trees))
 
 
 def pad(rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
@@ -117,7 +123,8 @@ def make_batch(
     sizes = _Latents(tuple(rule(len(c)) for c in contexts), 0 if text else rule.capacity(lengths.tolist()))
     trees = tuple(_tree(llm, items, drawn, sizes, limits, text) for llm in llms)
     slots = torch.arange(rule.capacity(lengths.tolist()))
-    return Batch(input_ids, lengths, slots, torch.tensor(sizes.counts), trees)
+    rounded = np.random.default_rng([*seed, *ROUNDING_DRAW]).random(len(items)) < limits.rounding
+    return Batch(input_ids, lengths, slots, torch.tensor(sizes.counts), torch.from_numpy(rounded), trees)
 
 
 @dataclass(frozen=True)

@@ -9,12 +9,17 @@ from typing import Any
 import torch
 
 from .adapter import Adapter, LearnedAdapter
+from .batch import pad
 from .checkpoint import config_of, load_into, read_meta
 from .config import Config
 from .encoder import EncoderFromEmbedLayer
+from .fsq import start_quantiser
 from .llm import LMWrapper
 from .model import LatentModel, build_adapter, build_encoder, key
 from .start import inverse_document_frequency, set_embedding, start_adapter, start_encoder
+
+FITTED_TEXTS = 256
+"""Texts whose latents a new quantiser is fitted to: 8,192 latents at M=32."""
 
 
 def pick_device(name: str) -> torch.device:
@@ -48,11 +53,29 @@ def start(model: LatentModel, texts: list[str]) -> None:
     assert isinstance(encoder, EncoderFromEmbedLayer)
     documents = [e.ids for e in llm.tokenizer.encode_batch(texts, add_special_tokens=False)]
     start_encoder(encoder, llm, inverse_document_frequency(documents, encoder.get_buffer("idf").shape[0]))
+    begin_quantiser(model, texts)
     directions, mean = encoder.projection.weight.detach().cpu(), encoder.get_buffer("mean").cpu()
     for each in model.llms:
         adapter = model.adapter(each)
         assert isinstance(adapter, (Adapter, LearnedAdapter))
         start_adapter(adapter, each, directions, mean, model.config.tasks)
+
+
+def begin_quantiser(model: LatentModel, texts: list[str]) -> None:
+    """Fit the quantiser, if there is one, to the latents that the encoder makes of the first of ``texts`` now."""
+    if model.quantiser is None:
+        return
+    device = next(model.encoder.parameters()).device
+    ids = sorted((model.source.encode(t)[: model.config.max_tokens] for t in texts[:FITTED_TEXTS]), key=len)
+    found: list[torch.Tensor] = []
+    with torch.no_grad():
+        for at in range(0, len(ids), 16):
+            input_ids, lengths = (t.to(device) for t in pad(ids[at : at + 16]))
+            z = model.encode(input_ids, lengths)
+            found.append(z[z.any(-1)].cpu())
+    # On the CPU, whose linear algebra is the same everywhere.
+    start_quantiser(model.quantiser.cpu(), torch.cat(found))
+    model.quantiser.to(device)
 
 
 def open_checkpoint(

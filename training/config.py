@@ -14,6 +14,7 @@ from types import UnionType
 from typing import Any, get_args, get_origin, get_type_hints
 
 from ..core.errors import ModelError
+from .fsq import PROFILES
 from .latents import parse
 
 ENCODER_TYPES = ("embed_layer",)
@@ -21,8 +22,18 @@ ADAPTER_TYPES = ("learned", "linear")
 TASKS = ("answer", "reconstruct", "continue")
 """Tasks with learned rows, in the order in which their rows stand behind the latents. New ones go to the end."""
 COUNTS = (
-    *("latent_len", "d_z", "k", "encoder_layers", "max_tokens", "task_tokens", "lookup_top", "mlp_hidden"),
-    *("batch", "micro_batch", "steps", "save_every", "eval_every", "eval_questions"),
+    *(
+        "latent_len",
+        "d_z",
+        "k",
+        "encoder_layers",
+        "max_tokens",
+        "task_tokens",
+        "lookup_top",
+        "mlp_hidden",
+        "fsq_hidden",
+    ),
+    *("fsq_hidden", "batch", "micro_batch", "steps", "save_every", "eval_every", "eval_questions"),
 )
 """Options that are at least 1."""
 
@@ -54,6 +65,10 @@ class Config:
         lookup_tau: start of its softmax temperature (cosine units).
         salience: how sharply the start prefers rare tokens inside a span.
         mlp_hidden: hidden width of the learned adapter's MLP.
+        fsq_profile: quantiser trained beside the raw latents: 1 (32 bits a latent), 2 (60 bits); 0: none.
+        fsq_hidden: width of its MLPs.
+        fsq_share: share of samples that pass it at the first step, the others stay raw.
+        fsq_ramp: share of ``steps`` over which that grows to all of them.
         data: question files (JSONL or JSONL.gz).
         eval_data: held-out question files, for measurements while training.
         prose: passage files (Parquet with a ``text`` column).
@@ -103,6 +118,10 @@ class Config:
     lookup_tau: float = 0.05
     salience: float = 2.0
     mlp_hidden: int = 1024
+    fsq_profile: int = 0
+    fsq_hidden: int = 512
+    fsq_share: float = 0.5
+    fsq_ramp: float = 1 / 3
 
     data: tuple[str, ...] = ()
     eval_data: tuple[str, ...] = ()
@@ -141,13 +160,15 @@ class Config:
         for name in ("kd_tau", "lookup_tau", "clip"):
             if not getattr(self, name) > 0:
                 raise _bad(name, "more than 0", getattr(self, name))
-        for name in ("prose_share", "reconstruct_share", "warmup", "lr_floor"):
+        for name in ("prose_share", "reconstruct_share", "warmup", "lr_floor", "fsq_share", "fsq_ramp"):
             if not 0.0 <= getattr(self, name) <= 1.0:
                 raise _bad(name, "a share from 0 to 1", getattr(self, name))
         if self.batch % self.micro_batch:
             raise _bad("batch", f"a multiple of micro_batch={self.micro_batch}", self.batch)
         if self.tasks != TASKS[: max(1, len(self.tasks))]:
             raise _bad("tasks", f"the first of {', '.join(TASKS)}, in this order", self.tasks)
+        if self.fsq_profile not in (0, *PROFILES):
+            raise _bad("fsq_profile", f"0 or one of {', '.join(map(str, PROFILES))}", self.fsq_profile)
         for choice in self.latent_choices:
             parse(choice)
         if not self.llms:

@@ -22,6 +22,7 @@ from torch.nn import functional as F
 from transformers import LlamaConfig
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer, LlamaRMSNorm, LlamaRotaryEmbedding
 
+from .fsq import Quantiser
 from .pooling import SpanAttention, inside_mask, span_means, span_weights, to_latents, unit
 
 
@@ -34,7 +35,8 @@ class EncoderFromEmbedLayer(nn.Module):
         salience: weight of the inverse document frequency inside a span at the start.
 
     ``low_precision`` runs the copied layers under bf16 autocast (training only); everything behind them stays fp32,
-    because a lookup by cosine at temperature 0.05 does not bear bf16 rounding.
+    because a lookup by cosine at temperature 0.05 does not bear bf16 rounding. ``quantiser`` belongs to the encoder's
+    weights and fingerprint, because codes can be read with it alone; the latents returned here are not quantised.
 
     Shapes: input_ids int64 [B,S], lengths int64 [B], slots int64 [M] -> latents f32 [B,M,d_z]. Slots beyond
     ``min(M, length)`` are zero; ``counts`` int64 [B] gives each text an M of its own, at most the number of slots.
@@ -44,6 +46,7 @@ class EncoderFromEmbedLayer(nn.Module):
         super().__init__()
         width = config.hidden_size
         self.low_precision = False
+        self.quantiser: Quantiser | None = None
         config._attn_implementation = "sdpa"
         # fp16 on purpose: the table is frozen, and what is exported is what was trained with.
         self.register_buffer("embedding", torch.zeros(config.vocab_size, width, dtype=torch.float16), persistent=False)

@@ -13,6 +13,7 @@ from ..models.store import resolve
 from .adapter import Adapter, LearnedAdapter
 from .config import Config
 from .encoder import EncoderFromEmbedLayer
+from .fsq import Quantiser
 from .llm import KeyValues, LMWrapper, read_config
 from .tree import Tree
 
@@ -42,7 +43,10 @@ def build_encoder(config: Config) -> EncoderFromEmbedLayer:
             expected=f"expected llama, got {llm.model_type}",
         )
     llm.num_hidden_layers = config.encoder_layers
-    return EncoderFromEmbedLayer(llm, config.d_z, config.salience)
+    encoder = EncoderFromEmbedLayer(llm, config.d_z, config.salience)
+    if config.fsq_profile:
+        encoder.quantiser = Quantiser(config.d_z, config.fsq_profile, config.fsq_hidden)
+    return encoder
 
 
 def build_adapter(config: Config, vocab: int, width: int) -> Adapter | LearnedAdapter:
@@ -103,6 +107,22 @@ class LatentModel(nn.Module):
         """int64 [B,S], int64 [B] -> latents f32 [B,M,d_z]; ``counts`` int64 [B]: latents of each text, at most M."""
         slots = torch.arange(latents or self.config.latent_len, device=input_ids.device)
         out: Tensor = self.encoder(input_ids, lengths, slots, counts)
+        return out
+
+    @property
+    def quantiser(self) -> Quantiser | None:
+        """The encoder's quantiser, if it was built with one."""
+        found = self.encoder.quantiser
+        return found if isinstance(found, Quantiser) else None
+
+    def quantised(self, z: Tensor, rounded: Tensor | None = None) -> Tensor:
+        """Latents f32 [B,M,d_z] as they arrive through codes, where ``rounded`` bool [B] (None: everywhere).
+
+        Without a quantiser they arrive as they are.
+        """
+        if self.quantiser is None:
+            return z
+        out: Tensor = self.quantiser(z, z.new_ones(len(z), dtype=torch.bool) if rounded is None else rounded)
         return out
 
     def task_rows(self, llm: LMWrapper, batch: int) -> Tensor:

@@ -52,6 +52,7 @@ class Objective:
             teachers: the same branches behind the full text; needed where ``needs_teacher``.
         """
         z = model.encode(batch.input_ids, batch.lengths, len(batch.slots), batch.counts)
+        z = model.quantised(z, batch.rounded)
         total, logged = torch.zeros((), device=z.device), {}
         for number, (llm, tree) in enumerate(zip(model.llms, batch.trees, strict=True)):
             rows = model.adapter(llm)(z)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from .checkpoint import config_of, load_into, load_tensors, read_meta, save
 from .config import Config
 from .data import Item, Sampler, read_prose, read_questions
 from .evaluate import measure, pick
+from .fsq import rounding_share
 from .objective import Objective, format_loss
 from .optim import format_optimizer, main_optimizer, schedule, set_rate
 
@@ -135,7 +136,11 @@ class Trainer:
         chosen = [items[i] for i in self.samplers[stream](index)]
         seed = (config.seed, stage, number)
         llms = self.model.llms
-        return make_batch(chosen, self.model.source.encode, llms, self.limits, seed, text).to(self.device)
+        limits = self.limits
+        if config.fsq_profile:
+            step = number // (config.batch // config.micro_batch)
+            limits = replace(limits, rounding=rounding_share(step, config.steps, config.fsq_share, config.fsq_ramp))
+        return make_batch(chosen, self.model.source.encode, llms, limits, seed, text).to(self.device)
 
     def train(self, until: int | None = None) -> None:
         """Run to ``until`` (default: the config's ``steps``), saving at the end and before every measurement.
