@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+<<<<<<< /tmp/lw/encoders/mine.tmp
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+=======
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+>>>>>>> /tmp/lw/encoders/new.tmp
 from typing import Protocol
 
 import numpy as np
@@ -12,6 +17,7 @@ from torch import Tensor
 
 from ..core.prompt import Encode, join, question_ids
 from .config import TASKS
+from .crops import View, view
 from .data import Item, Question, cloze
 from .latents import Choice, draw
 from .llm import Special
@@ -19,8 +25,17 @@ from .tree import Branch, Tree, build
 
 CUE, CONTINUATION = 8, 24
 """Tokens given and asked for in a reconstruction branch."""
+<<<<<<< /tmp/lw/encoders/mine.tmp
+AHEAD = (32, 64)
+"""Tokens asked for in a continuation branch, at least and at most; fewer where the passage ends."""
+VIEW_DRAW = (0, 2)
+"""What an item's seed ends in when its cut is drawn, so that its branches are drawn as without a cut."""
+LATENT_DRAW = (0, 1)
+"""What the seed of a micro-batch's M ends in, so that it is not one of its items' seeds."""
+=======
 LATENT_DRAW, ROUNDING_DRAW = (0, 1), (0, 2)
 """What the seeds of a micro-batch's M and of its rounded texts end in, so that they are not its items' seeds."""
+>>>>>>> /tmp/lw/encoders/new.tmp
 
 
 class Reader(Protocol):
@@ -35,6 +50,7 @@ class Reader(Protocol):
 class Limits:
     """Sizes that shape a batch; ``latents`` is M, ``task_tokens`` the rows of one task.
 
+    ``crop``: passages are cut to this many tokens at a random place; 0: to ``max_tokens`` from their beginning.
     ``choices``: one of them is drawn as M of the whole micro-batch (see ``latents.py``); empty: always ``latents``.
     ``rounding``: share of texts whose latents pass the quantiser.
     """
@@ -44,6 +60,8 @@ class Limits:
     max_tokens: int
     branch_tokens: int
     reconstruct_share: float = 0.0
+    continue_share: float = 0.0
+    crop: int = 0
     choices: tuple[Choice, ...] = ()
     rounding: float = 0.0
 
@@ -69,11 +87,25 @@ class Batch:
     trees: tuple[Tree, ...]
 
     def to(self, device: torch.device) -> Batch:
+<<<<<<< /tmp/lw/encoders/mine.tmp
+        """The same batch on another device; does not wait for the copy."""
+        return self._each(lambda t: t.to(device, non_blocking=True), [t.to(device) for t in self.trees])
+
+    def pin_memory(self) -> Batch:
+        """The same batch in page-locked memory, from which a GPU copies while the host goes on."""
+        return self._each(Tensor.pin_memory, [t.pin_memory() for t in self.trees])
+
+    def _each(self, change: Callable[[Tensor], Tensor], trees: Sequence[Tree]) -> Batch:
+        own = (self.input_ids, self.lengths, self.slots, self.counts)
+        ids, lengths, slots, counts = (change(tensor) for tensor in own)
+        return Batch(ids, lengths, slots, counts, tuple(trees))
+=======
         """The same batch on another device."""
         # Every field but the trees is a tensor, and knows ``to`` as they do.
         values = {name: getattr(self, name) for name in self.__dataclass_fields__ if name != "trees"}
         moved: dict[str, Tensor] = {name: value.to(device) for name, value in values.items()}
         return replace(self, **moved, trees=tuple(t.to(device) for t in self.trees))
+>>>>>>> /tmp/lw/encoders/new.tmp
 
 
 def pad(rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
@@ -116,15 +148,21 @@ def make_batch(
         seed: everything random is drawn from these numbers.
         text: the prefix is the context as tokens (teacher, format stage) instead of latents.
     """
-    contexts = [encode(item.context)[: limits.max_tokens] for item in items]
+    views = [_view(item, np.random.default_rng([*seed, b, *VIEW_DRAW]), encode, limits) for b, item in enumerate(items)]
+    contexts = [encode(own.item.context)[: limits.max_tokens] for own in views]
     input_ids, lengths = pad(contexts)
-    drawn = [_draw(item, np.random.default_rng([*seed, b]), limits) for b, item in enumerate(items)]
+    drawn = [_draw(own.item, np.random.default_rng([*seed, b]), limits) for b, own in enumerate(views)]
     rule = draw(limits.choices, limits.latents, [*seed, *LATENT_DRAW])
     sizes = _Latents(tuple(rule(len(c)) for c in contexts), 0 if text else rule.capacity(lengths.tolist()))
-    trees = tuple(_tree(llm, items, drawn, sizes, limits, text) for llm in llms)
+    trees = tuple(_tree(llm, views, drawn, sizes, limits, text) for llm in llms)
     slots = torch.arange(rule.capacity(lengths.tolist()))
     rounded = np.random.default_rng([*seed, *ROUNDING_DRAW]).random(len(items)) < limits.rounding
     return Batch(input_ids, lengths, slots, torch.tensor(sizes.counts), torch.from_numpy(rounded), trees)
+
+
+def _view(item: Item, rng: np.random.Generator, encode: Encode, limits: Limits) -> View:
+    size = min(limits.crop or limits.max_tokens, limits.max_tokens)
+    return view(item, rng, encode, size=size, cropped=limits.crop > 0, continue_share=limits.continue_share)
 
 
 @dataclass(frozen=True)
@@ -137,10 +175,11 @@ class _Latents:
 
 @dataclass(frozen=True)
 class _Drawn:
-    """Questions with the chosen answer, and where reconstruction cues start (as a share of the text)."""
+    """Questions with the chosen answer, where cues start (as a share of the text), tokens of a continuation."""
 
     questions: tuple[tuple[Question, str], ...]
     cues: tuple[float, ...]
+    ahead: int = 0
 
 
 def _draw(item: Item, rng: np.random.Generator, limits: Limits) -> _Drawn:
@@ -151,20 +190,24 @@ def _draw(item: Item, rng: np.random.Generator, limits: Limits) -> _Drawn:
     cues = tuple(float(c) for c in rng.random(3) if rng.random() < limits.reconstruct_share)
     asked = tuple((q, q.answers[0]) for q in cloze(item.context, rng, 4 - len(cues)))
     # A passage without any blank to fill still teaches by reconstruction.
-    return _Drawn(asked, cues if cues or asked else (float(rng.random()),))
+    cues = cues if cues or asked else (float(rng.random()),)
+    return _Drawn(asked, cues, int(rng.integers(AHEAD[0], AHEAD[1] + 1)))
 
 
 def _tree(
-    llm: Reader, items: Sequence[Item], drawn: Sequence[_Drawn], sizes: _Latents, limits: Limits, text: bool
+    llm: Reader, views: Sequence[View], drawn: Sequence[_Drawn], sizes: _Latents, limits: Limits, text: bool
 ) -> Tree:
     prefixes, branches = [], []
-    for item, own_draw, count in zip(items, drawn, sizes.counts, strict=True):
+    for seen, own_draw, count in zip(views, drawn, sizes.counts, strict=True):
+        item = seen.item
         own = llm.encode(item.context)[: limits.max_tokens]
         context = own if text else range(count)
         prefixes.append(join([llm.special.bos, context]))
-        answer, repeat = (task_range(task, sizes.capacity, limits.task_tokens) for task in TASKS[:2])
+        answer, repeat, go_on = (task_range(task, sizes.capacity, limits.task_tokens) for task in TASKS)
         task = "answer" if item.questions else "cloze"
-        candidates = [answer_branch(llm, q, a, answer, task) for q, a in own_draw.questions]
+        ahead = tuple(llm.encode(seen.rest)[: own_draw.ahead]) if seen.rest else ()
+        candidates = [Branch(join([go_on]), ahead, "continue")] if ahead else []
+        candidates += [answer_branch(llm, q, a, answer, task) for q, a in own_draw.questions]
         candidates += [b for c in own_draw.cues if (b := _reconstruct(own, c, repeat))]
         branches.append(_fit(candidates, limits.branch_tokens))
     return build(prefixes, branches)

@@ -14,8 +14,13 @@ from types import UnionType
 from typing import Any, get_args, get_origin, get_type_hints
 
 from ..core.errors import ModelError
+<<<<<<< /tmp/lw/encoders/mine.tmp
+from .bundles import BUNDLES
+=======
 from .fsq import PROFILES
+>>>>>>> /tmp/lw/encoders/new.tmp
 from .latents import parse
+from .stages import Span, Stage, spans
 
 ENCODER_TYPES = ("embed_layer",)
 ADAPTER_TYPES = ("learned", "linear")
@@ -50,9 +55,10 @@ class Config:
         encoder_type: one of ``ENCODER_TYPES``.
         adapter_type: one of ``ADAPTER_TYPES``.
         k: the first K answer tokens that ``k_token_weight`` multiplies.
+        bundle: the loss, by name (see ``bundles.py``); ``default`` is ``ce``, and ``kd`` where ``kd_weight`` is not 0.
         first_token_ce: extra cross-entropy on the first answer token, as a factor.
         kd_tau: temperature of the distillation from the text-prompted teacher.
-        kd_weight: weight of the distillation term; 0 leaves the teacher out.
+        kd_weight: weight of the distillation term of ``default``; 0 leaves the teacher out.
         teacher_top: tokens that are kept of a teacher's distribution, with one rest; 0 keeps all.
         k_token_weight: weight of the first K answer tokens against the later ones.
         encoder_llm: name, folder or hub id of the LLM whose first layers start the encoder.
@@ -77,6 +83,8 @@ class Config:
         branch_tokens: at most this many branch positions behind one context; one branch is always kept.
         prose_share: share of micro-batches that come from ``prose``.
         reconstruct_share: share of prose branches that ask for text verbatim, the others are cloze questions.
+        continue_share: share of passages whose following 32-64 tokens are asked for; needs the task ``continue``.
+        stage: the curriculum (see ``stages.py``); empty: one stage with the options here.
         format_steps: steps that train the task rows alone, on full text, before anything else moves.
         steps: optimiser steps after that.
         lr_new: learning rate of modules that start from nothing.
@@ -102,6 +110,7 @@ class Config:
     encoder_type: str = "embed_layer"
     adapter_type: str = "learned"
     k: int = 4
+    bundle: str = "default"
     first_token_ce: float = 0.5
     kd_tau: float = 1.0
     kd_weight: float = 0.0
@@ -131,6 +140,8 @@ class Config:
     branch_tokens: int = 160
     prose_share: float = 0.5
     reconstruct_share: float = 0.3
+    continue_share: float = 0.0
+    stage: tuple[Stage, ...] = ()
     format_steps: int = 40
     steps: int = 1000
     lr_new: float = 3e-4
@@ -152,6 +163,7 @@ class Config:
     def __post_init__(self) -> None:
         _one_of("encoder_type", self.encoder_type, ENCODER_TYPES)
         _one_of("adapter_type", self.adapter_type, ADAPTER_TYPES)
+        _one_of("bundle", self.bundle, tuple(BUNDLES))
         _one_of("precision", self.precision, ("bf16", "fp32"))
         _one_of("device", self.device, ("auto", "cpu", "cuda"))
         for name in COUNTS:
@@ -160,7 +172,11 @@ class Config:
         for name in ("kd_tau", "lookup_tau", "clip"):
             if not getattr(self, name) > 0:
                 raise _bad(name, "more than 0", getattr(self, name))
+<<<<<<< /tmp/lw/encoders/mine.tmp
+        for name in ("prose_share", "reconstruct_share", "continue_share", "warmup", "lr_floor"):
+=======
         for name in ("prose_share", "reconstruct_share", "warmup", "lr_floor", "fsq_share", "fsq_ramp"):
+>>>>>>> /tmp/lw/encoders/new.tmp
             if not 0.0 <= getattr(self, name) <= 1.0:
                 raise _bad(name, "a share from 0 to 1", getattr(self, name))
         if self.batch % self.micro_batch:
@@ -171,8 +187,19 @@ class Config:
             raise _bad("fsq_profile", f"0 or one of {', '.join(map(str, PROFILES))}", self.fsq_profile)
         for choice in self.latent_choices:
             parse(choice)
+        shares = [self.continue_share, *(stage.continue_share for stage in self.stage)]
+        if max(shares) > 0 and "continue" not in self.tasks:
+            raise _bad("tasks", f"{list(TASKS)} where passages are continued", list(self.tasks))
+        for stage in self.stage:
+            for choice in stage.latent_choices:
+                parse(choice)
+        spans(self.stage, self.steps)
         if not self.llms:
             raise _bad("llms", "at least one LLM", self.llms)
+
+    def spans(self) -> tuple[Span, ...]:
+        """The stages with their steps."""
+        return spans(self.stage, self.steps)
 
     def to_json(self) -> dict[str, Any]:
         """Plain values, as stored in ``meta.json``."""

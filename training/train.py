@@ -63,7 +63,7 @@ class Trainer:
             config.max_tokens,
             config.branch_tokens,
             config.reconstruct_share,
-            config.latent_choices,
+            choices=config.latent_choices,
         )
         sampler = Sampler([len(i.context) for i in self.data.questions], config.micro_batch, config.seed)
         self.samplers = [sampler]
