@@ -26,13 +26,13 @@ class DecoderSizes(Protocol):
     def head_dim(self) -> int: ...  # noqa: D102
 
 
-def bundle_specs(llm: LlmInfo, d_z: int, cache_dtype: str) -> dict[str, GraphSpec]:
-    """Specs of ``encoder``, ``adapter``, ``splice`` and ``decoder``."""
+def bundle_specs(llm: LlmInfo, d_z: int, cache_dtype: str, capacity: Dim = "C") -> dict[str, GraphSpec]:
+    """Specs of ``encoder``, ``adapter``, ``splice`` and ``decoder``; ``capacity``: a number where it is fixed."""
     return {
         "encoder": encoder_spec(d_z),
         "adapter": adapter_spec(d_z, llm.hidden_size),
         "splice": splice_spec(llm.hidden_size),
-        "decoder": decoder_spec(llm, cache_dtype),
+        "decoder": decoder_spec(llm, cache_dtype, capacity),
     }
 
 

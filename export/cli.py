@@ -10,17 +10,48 @@ import typer
 app = typer.Typer(help="Checkpoint to bundle.", no_args_is_help=True)
 
 Yardstick = Literal["auto", "transformers", "recorded"]
+TargetKind = Literal["onnx", "tensorrt", "tensorrt-rtx"]
+Form = Literal["fp32", "fp16", "bf16", "int8", "w8", "w4", "fp8"]
+Attention = Literal["dual", "mask", "gqa"]
+Verify = Literal["full", "weights", "none"]
 
 
 @app.command("export")
 def export_command(
-    checkpoint: Annotated[str, typer.Argument(help="Folder of a checkpoint, or `reference`: the one that ships.")],
+    source: Annotated[
+        str, typer.Argument(help="A checkpoint folder, `reference` (the one that ships), or a bundle to compile.")
+    ],
     out: Annotated[Path, typer.Option("--out", "-o", help="New folder for the bundle.")],
     llm: Annotated[str, typer.Option(help="A name from `models list`, a folder, or hf:org/name.")] = "smollm2-135m",
+    target: Annotated[TargetKind, typer.Option(help="tensorrt and tensorrt-rtx also compile the graphs.")] = "onnx",
+    precision: Annotated[
+        Form | None, typer.Option(help="Of the decoder. Default: fp32; fp16 for TensorRT.", show_default=False)
+    ] = None,
+    flavour: Annotated[
+        Attention | None, typer.Option(help="Attention node. Default: dual, for all engines.", show_default=False)
+    ] = None,
+    gpu: Annotated[
+        str | None, typer.Option(help="For tensorrt-rtx: sm_89,sm_120 and so on.", show_default=False)
+    ] = None,
+    capacity: Annotated[
+        int | None, typer.Option(help="Cache slots a row, fixed. Default: any; TensorRT: 512.", show_default=False)
+    ] = None,
+    batch: Annotated[int | None, typer.Option(help="Plans: most rows. Default: 64.", show_default=False)] = None,
+    length: Annotated[
+        int | None, typer.Option(help="Plans: longest prompt. Default: the capacity.", show_default=False)
+    ] = None,
+    verify: Annotated[Verify, typer.Option(help="full: every gate. weights: values only. none: trust me.")] = "full",
     reference: Annotated[
         Yardstick,
         typer.Option(help="Check against transformers, or against a recorded run of it. auto: what is there."),
     ] = "auto",
+    measure: Annotated[
+        str | None,
+        typer.Option(
+            help="What a quantised precision costs: questions as JSONL(.gz), `demo`, or `none`. Default: demo.",
+            show_default=False,
+        ),
+    ] = None,
     threads: Annotated[int | None, typer.Option(min=1, help="Computing threads. Default: all.")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace OUT.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="JSON on stdout, for programs.")] = False,
@@ -32,19 +63,38 @@ def export_command(
     Writes graphs, weights, tokenizers and a manifest with the hash of
     every file, then compares the exported LLM with its original: weights,
     hidden states, logits, greedy tokens. A bundle that differs is not kept.
+    For TensorRT the graphs are also compiled, after an audit of what its
+    parser made of them; tensorrt-rtx needs no GPU for that.
 
-    Example:
+    Examples:
 
-      latentwire export reference --llm smollm2-135m --out bundle/
+      latentwire export reference -o bundle/
+
+      latentwire export reference -o small/ --precision int8
+
+      latentwire export reference -o rtx/ --target tensorrt-rtx --gpu sm_89,sm_120
+
+      latentwire export bundle/ -o compiled/ --target tensorrt
     """
     from ..core.console import configure, run_cli
 
     def body() -> int:
         require_onnx()
         from .export import Request, export_bundle
+        from .recompile import Recompile, is_bundle, recompile
         from .show import show
+        from .target import Wishes, choose
 
-        show(export_bundle(Request(checkpoint, llm, out, overwrite, reference, threads)), as_json)
+        gpus = tuple(name.strip() for name in (gpu or "").split(",") if name.strip())
+        wishes = Wishes(target, precision, flavour, capacity, batch, length, gpus)
+        if is_bundle(source):
+            made = recompile(Recompile(Path(source), out, wishes, overwrite, reference, threads, verify))
+        else:
+            wanted = choose(wishes)
+            made = export_bundle(
+                Request(source, llm, out, overwrite, reference, threads, wanted, verify, measure or "demo")
+            )
+        show(made, as_json)
         return 0
 
     configure(quiet=quiet or None, debug=debug or None)

@@ -1,6 +1,6 @@
 """Checkpoint and LLM to bundle: the pipeline.
 
-    checkpoint, LLM -> decoder, splice -> encoder -> adapter -> manifest -> parity -> BUNDLE
+    checkpoint, LLM -> decoder, splice -> encoder -> adapter -> manifest -> parity -> plans -> BUNDLE
 
 The bundle appears under its name when the last step has passed; until then there is nothing there.
 """
@@ -8,30 +8,23 @@ The bundle appears under its name when the last step has passed; until then ther
 from __future__ import annotations
 
 import importlib.metadata
-import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
-from ..core.console import message
 from ..core.files import atomic_folder, atomic_write_json
 from ..engines.bundle import MANIFEST, Bundle, LlmInfo, Manifest, describe_files, read_bundle
-from ..engines.specs import adapter_spec, bundle_specs, encoder_spec
+from ..engines.specs import bundle_specs
 from ..models.folder import ModelFolder
 from ..models.store import resolve
-from .checkpoint import Adapter, Checkpoint, file_stem, read_checkpoint
-from .decoder import build_decoder
-from .external import Layout, read_layout
+from .checkpoint import Adapter, Checkpoint, read_checkpoint
+from .cost import measured
 from .families import DecoderConfig
-from .graph import save
-from .model_config import read_llm
-from .modules import TABLE, place_module
-from .parity import gate
-from .precision import PRECISIONS
-from .splice import build_splice
-from .tables import Table
-from .weight_file import stream_table, write_decoder
-from .weights import EMBEDDING, WeightReader
+from .parity import Report, Verify, verify
+from .parts import write_adapter, write_encoder, write_llm
+from .plans import add_plans, prepare
+from .target import PLAIN, Target
 from .yardstick import find_reference
 
 PACKAGES: Final = ("latentwire", "onnx", "numpy", "safetensors", "onnxruntime")
@@ -48,6 +41,9 @@ class Request:
         overwrite: replace a folder that is there.
         reference: what parity is measured against: ``auto``, ``transformers`` or ``recorded``.
         threads: computing threads; None: all.
+        target: the engine it is for.
+        verify: ``full``, ``weights`` or ``none``.
+        measure: questions that a quantised decoder is measured on: ``demo``, a file, or ``none``.
     """
 
     checkpoint: str
@@ -56,73 +52,55 @@ class Request:
     overwrite: bool = False
     reference: str = "auto"
     threads: int | None = None
+    target: Target = PLAIN
+    verify: Verify = "full"
+    measure: str = "demo"
 
 
 def export_bundle(request: Request) -> Bundle:
     """Export, verify and return the bundle.
 
     Raises:
+        InputError: 2111 a target that nothing here can make.
         ModelError: 3101, 3102 the checkpoint is for other models; 3201-3207 the model; 3220, 3221 the checkpoint.
-        BundleError: 4001 graphs that do not fit; 4010 parity failed; 4011 nothing to compare with.
-        EnvironmentFault: 5003 memory, 5004 disk, 5008 ``out`` exists.
+        BundleError: 4001 graphs that do not fit; 4010 parity failed; 4011 nothing to compare with; 4012 TensorRT
+            cannot build a graph, or reads it differently.
+        EnvironmentFault: 5001 no GPU, 5003 memory, 5004 disk, 5008 ``out`` exists, 5011 a package is missing.
     """
+    target = prepare(request.target)
     checkpoint, llm = read_checkpoint(request.checkpoint), resolve(request.llm)
     adapter = checkpoint.adapter_for(llm)
-    yardstick = find_reference(request.reference, llm, checkpoint.path)
+    yardstick = find_reference(request.reference, llm, checkpoint.path) if request.verify == "full" else None
+    scales = calibrated(llm) if target.precision.matmul == "fp8" else None
     with atomic_folder(request.out, overwrite=request.overwrite) as folder:
-        config = write_llm(llm, folder)
+        config = write_llm(llm, folder, target, scales)
         write_encoder(checkpoint, llm, folder)
         write_adapter(checkpoint, adapter, config, folder)
-        bundle = seal(checkpoint, adapter, llm_info(llm, config), folder)
-        report = gate(bundle, llm, yardstick, threads=request.threads)
-        manifest = replace(bundle.manifest, quality={**checkpoint.quality, "parity": report})
-        atomic_write_json(folder / MANIFEST, manifest.to_json())
+        bundle = seal(checkpoint, adapter, llm_info(llm, config, target.precision.dtype), target, folder)
+        report = verify(bundle, llm, yardstick, request.verify, threads=request.threads)
+
+        def write_plain(scratch: Path) -> Bundle:
+            write_adapter(checkpoint, adapter, write_llm(llm, scratch), scratch)
+            return seal(checkpoint, adapter, llm_info(llm, config), PLAIN, scratch)
+
+        quantised = target.precision.matmul != "plain"
+        cost = measured(bundle, request.measure, write_plain, threads=request.threads) if quantised else {}
+        rewrite(bundle, add_plans(bundle, target), report, cost)
     return read_bundle(request.out, verify="size")
 
 
-def write_llm(llm: ModelFolder, folder: Path) -> DecoderConfig:
-    """Decoder and splice graphs, their one weight file, and the tokenizer."""
-    config = read_llm(llm)
-    message(f"export: decoder of {llm.name}, {config.num_layers} layers")
-    with WeightReader(llm.weights, config) as reader:
-        layout = write_decoder(folder / "decoder.safetensors", reader, config, PRECISIONS["fp32"])
-    save(build_decoder(config, layout, PRECISIONS["fp32"]), folder / "decoder.onnx")
-    save(build_splice(config, layout, PRECISIONS["fp32"]), folder / "splice.onnx")
-    shutil.copyfile(llm.tokenizer_path, folder / "tokenizer.json")
-    return config
+def rewrite(bundle: Bundle, manifest: Manifest, report: Report, cost: Mapping[str, Any] | None = None) -> None:
+    """The manifest once more, with the files that came since and what was measured."""
+    quality = {**manifest.quality, "parity": report.to_json(), **(cost or {})}
+    whole = replace(manifest, quality=quality, files=describe_files(bundle.path))
+    atomic_write_json(bundle.path / MANIFEST, whole.to_json())
 
 
-def write_encoder(checkpoint: Checkpoint, reader: ModelFolder, folder: Path) -> None:
-    """Encoder graph, its weights, the frozen table of its model in float16, and that model's tokenizer.
+def calibrated(llm: ModelFolder) -> dict[str, float]:
+    """Activation scales of an fp8 decoder; EnvironmentFault 5011 without NVIDIA ModelOpt."""
+    from .fp8 import calibrate
 
-    ``reader``, the LLM that will answer, is often that model; then it need not be known by name here.
-    """
-    same = reader.fingerprint == checkpoint.encoder_llm_fingerprint
-    llm = reader if same else resolve(checkpoint.encoder_llm)
-    checkpoint.check_encoder_llm(llm)
-    message(f"export: encoder on the embeddings of {llm.name}")
-    tables = {TABLE: Table(write_table(llm, folder / "embeddings.safetensors"))}
-    graph, weights = checkpoint.file("encoder.onnx"), checkpoint.file("encoder.safetensors")
-    place_module(graph, weights, folder / "encoder.onnx", tables, encoder_spec(checkpoint.encoder.d_z))
-    shutil.copyfile(llm.tokenizer_path, folder / "encoder_tokenizer.json")
-
-
-def write_table(llm: ModelFolder, path: Path) -> Layout:
-    """What the model's embedding module returns for every token, float16 [V,H]."""
-    config = read_llm(llm)
-    with WeightReader(llm.weights, config) as reader:
-        return stream_table(path, reader, EMBEDDING, TABLE, config.embed_scale)
-
-
-def write_adapter(checkpoint: Checkpoint, adapter: Adapter, config: DecoderConfig, folder: Path) -> None:
-    """Adapter graph and weights; where it needs the LLM's table it reads the decoder's."""
-    message(f"export: adapter for {adapter.llm}")
-    stem = f"adapter-{file_stem(adapter.llm)}"
-    graph, weights = checkpoint.file(f"{stem}.onnx"), checkpoint.file(f"{stem}.safetensors")
-    tables = {EMBEDDING: Table(read_layout(folder / "decoder.safetensors"), config.embed_scale)}
-    place_module(
-        graph, weights, folder / "adapter.onnx", tables, adapter_spec(checkpoint.encoder.d_z, config.hidden_size)
-    )
+    return dict(calibrate(llm))
 
 
 def llm_info(llm: ModelFolder, config: DecoderConfig, dtype: str = "float32") -> LlmInfo:
@@ -132,17 +110,19 @@ def llm_info(llm: ModelFolder, config: DecoderConfig, dtype: str = "float32") ->
     return LlmInfo(llm.name, llm.fingerprint, c.family, *sizes, c.bos, c.eos, c.pad, dtype)
 
 
-def seal(checkpoint: Checkpoint, adapter: Adapter, llm: LlmInfo, folder: Path) -> Bundle:
+def seal(checkpoint: Checkpoint, adapter: Adapter, llm: LlmInfo, target: Target, folder: Path) -> Bundle:
     """Write the manifest over the files that lie in ``folder``, and read it back as anyone would."""
     manifest = Manifest(
         files=describe_files(folder),
         encoder=checkpoint.encoder,
         llm=llm,
         adapter=adapter.info,
-        graphs=bundle_specs(llm, checkpoint.encoder.d_z, llm.dtype),
-        precision="fp32",
+        graphs=bundle_specs(llm, checkpoint.encoder.d_z, llm.dtype, target.capacity or "C"),
+        precision=target.precision.name,
         quality=checkpoint.quality,
         versions=versions(),
+        flavour=target.flavour,
+        capacity=target.capacity,
     )
     atomic_write_json(folder / MANIFEST, manifest.to_json())
     return read_bundle(folder, verify="size")

@@ -21,7 +21,7 @@ class Precision:
         name: as on the command line and in the manifest.
         dtype: numpy name of activations, norms, tables and cache.
         matmul: ``plain`` weights of ``dtype``; ``int8`` weights per output channel, activations quantised as they
-            come; ``blocks`` of weights with one scale each, activations of ``dtype``; ``fp8`` E4M3 with calibrated scales.
+            come; ``blocks`` of weights with one scale each, activations of ``dtype``; ``fp8`` E4M3, calibrated scales.
         bits: of one weight in a matrix.
         on_cpu: ONNX Runtime's CPU provider loads it.
     """

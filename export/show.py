@@ -18,7 +18,14 @@ def show(bundle: Bundle, as_json: bool) -> None:
         return
     rows = [(name, human_bytes(entry.bytes), entry.sha256[:12]) for name, entry in sorted(m.files.items())]
     print_table(["file", "size", "sha256"], rows, f"{bundle.path}: {m.llm.name}, {m.precision}")
+    if m.plans:
+        plans = [
+            (part, f"{p.package} {p.version}", ", ".join(p.gpus), str(p.batch), str(p.length), f"{p.seconds:.0f} s")
+            for part, p in m.plans.items()
+        ]
+        print_table(["plan", "compiled by", "for", "rows up to", "length up to", "took"], plans)
     show_parity(m.quality.get("parity", {}))
+    show_cost(m.quality.get("precision", {}))
 
 
 def show_parity(parity: dict[str, Any]) -> None:
@@ -38,3 +45,32 @@ def _rows(gates: Iterable[dict[str, Any]]) -> Iterable[tuple[str, ...]]:
 
 def _short(value: float) -> str:
     return f"{value:.3g}"
+
+
+def show_cost(cost: dict[str, Any]) -> None:
+    """Print what ``loss.measure_loss`` found."""
+    if not cost:
+        return
+    sentences, questions = cost["sentences"], cost["questions"]
+    rows = [
+        ("nats a token", f"{sentences['count']} sentences", "nll_fp32", "nll", "nll_rise", sentences),
+        ("same next token", f"{sentences['tokens']} tokens", None, "same_choice", None, sentences),
+    ]
+    for kind in ("latents", "full_text"):
+        on = f"{questions['count']} questions, {kind.replace('_', ' ')}"
+        rows.append(("F1", on, "f1_fp32", "f1", "f1_difference", questions[kind]))
+        rows.append(("same answer", on, None, "same_answer", None, questions[kind]))
+    columns = ["measure", "on", "fp32", "this", "difference [95 %]"]
+    print_table(columns, [(what, on, *(_cell(of, key) for key in keys)) for what, on, *keys, of in rows])
+
+
+def _cell(figures: dict[str, Any], key: str | None) -> str:
+    if key is None:
+        return "-"
+    figure = figures[key]
+    low, high = figure["ci"]
+    return (
+        f"{figure['mean']:.3f} [{low:.3f}, {high:.3f}]"
+        if key.endswith(("rise", "difference"))
+        else f"{figure['mean']:.3f}"
+    )

@@ -16,10 +16,11 @@ from latentwire.engines.tensors import Dim
 from latentwire.engines.toy import byte_tokenizer
 from latentwire.export.attention import Flavour
 from latentwire.export.decoder import build_decoder
-from latentwire.export.export import llm_info, write_llm
+from latentwire.export.export import llm_info
 from latentwire.export.external import Layout, Place, external_tensor, write_weights
 from latentwire.export.families import read_config
 from latentwire.export.graph import Graph, save
+from latentwire.export.parts import write_llm
 from latentwire.export.precision import PRECISIONS
 from latentwire.export.recorded import Recorded
 from latentwire.export.splice import build_splice

@@ -71,9 +71,10 @@ def test_whole_pipeline(bundle: Bundle, checkpoint: Path) -> None:
     parity = m.quality["parity"]
     gates = {(g["gate"], g["backend"]): g for g in parity["gates"]}
     assert (parity["verify"], parity["source"].split()[0]) == ("full", "transformers")
-    assert {g["verdict"] for g in gates.values()} == {"passed"}
+    assert {g["verdict"] for (_, backend), g in gates.items() if backend in ("file", "ort-cpu")} == {"passed"}
+    assert gates["all but weights", "torch-ref"]["verdict"] == "not run"  # slow, and not needed
     assert gates["states", "ort-cpu"]["measured"] < 1e-5
-    assert "0 undecided" in gates["tokens", "torch-ref"]["detail"]
+    assert "0 undecided" in gates["tokens", "ort-cpu"]["detail"]
     assert m.versions["onnx"] == onnx.__version__
 
     engine = open_engine(bundle.path, threads=1)
@@ -210,7 +211,7 @@ def test_failed_parity_leaves_no_bundle(request_for: Request, monkeypatch: pytes
     """A decoder with a wrong scale never becomes a bundle."""
     from latentwire.export.model_config import read_llm as right
 
-    monkeypatch.setattr("latentwire.export.export.read_llm", lambda *a: replace(right(*a), attention_scale=0.5))
+    monkeypatch.setattr("latentwire.export.parts.read_llm", lambda *a: replace(right(*a), attention_scale=0.5))
     monkeypatch.setattr(reference, "PROMPTS", 2)
     error = refused(request_for, ParityError, 4010)
     assert error.what == "parity failed at hidden.1"

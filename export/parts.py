@@ -1,0 +1,79 @@
+"""The files of a bundle, part by part: decoder and splice, encoder, adapter.
+
+In: a checkpoint, a language model, a target. Out: files in a folder under construction. What they are worth is
+decided elsewhere (``parity``), and what the manifest says of them too (``export``).
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+
+from ..core.console import message
+from ..engines.specs import adapter_spec, encoder_spec
+from ..models.folder import ModelFolder
+from ..models.store import resolve
+from .checkpoint import Adapter, Checkpoint, file_stem
+from .decoder import build_decoder
+from .external import Layout, read_layout
+from .families import DecoderConfig
+from .graph import save
+from .model_config import read_llm
+from .modules import TABLE, place_module
+from .splice import build_splice
+from .tables import Table
+from .target import PLAIN, Target
+from .weight_file import stream_table, write_decoder
+from .weights import EMBEDDING, WeightReader
+
+
+def write_llm(
+    llm: ModelFolder, folder: Path, target: Target = PLAIN, scales: Mapping[str, float] | None = None
+) -> DecoderConfig:
+    """Decoder and splice graphs, their one weight file, and the tokenizer; ``scales``: of an fp8 target."""
+    config = read_llm(llm)
+    form = target.precision
+    message(f"export: decoder of {llm.name}, {config.num_layers} layers, {form.name}")
+    with WeightReader(llm.weights, config) as reader:
+        layout = write_decoder(folder / "decoder.safetensors", reader, config, form)
+    model = build_decoder(config, layout, form, target.flavour, target.capacity or "C", scales)
+    save(model, folder / "decoder.onnx")
+    save(build_splice(config, layout, form), folder / "splice.onnx")
+    shutil.copyfile(llm.tokenizer_path, folder / "tokenizer.json")
+    return config
+
+
+def write_encoder(checkpoint: Checkpoint, reader: ModelFolder, folder: Path) -> None:
+    """Encoder graph, its weights, the frozen table of its model in float16, and that model's tokenizer.
+
+    ``reader``, the LLM that will answer, is often that model; then it need not be known by name here.
+    """
+    same = reader.fingerprint == checkpoint.encoder_llm_fingerprint
+    llm = reader if same else resolve(checkpoint.encoder_llm)
+    checkpoint.check_encoder_llm(llm)
+    message(f"export: encoder on the embeddings of {llm.name}")
+    tables = {TABLE: Table(write_table(llm, folder / "embeddings.safetensors"))}
+    graph, weights = checkpoint.file("encoder.onnx"), checkpoint.file("encoder.safetensors")
+    place_module(graph, weights, folder / "encoder.onnx", tables, encoder_spec(checkpoint.encoder.d_z))
+    shutil.copyfile(llm.tokenizer_path, folder / "encoder_tokenizer.json")
+
+
+def write_table(llm: ModelFolder, path: Path) -> Layout:
+    """What the model's embedding module returns for every token, float16 [V,H]."""
+    config = read_llm(llm)
+    with WeightReader(llm.weights, config) as reader:
+        return stream_table(path, reader, EMBEDDING, TABLE, config.embed_scale)
+
+
+def write_adapter(
+    checkpoint: Checkpoint, adapter: Adapter, config: DecoderConfig, folder: Path, target: Target = PLAIN
+) -> None:
+    """Adapter graph and weights; where it needs the LLM's table it reads the decoder's, as the LLM itself does."""
+    message(f"export: adapter for {adapter.llm}")
+    stem = f"adapter-{file_stem(adapter.llm)}"
+    graph, weights = checkpoint.file(f"{stem}.onnx"), checkpoint.file(f"{stem}.safetensors")
+    tables = {EMBEDDING: Table(read_layout(folder / "decoder.safetensors"), config.embed_scale, target.precision.dtype)}
+    place_module(
+        graph, weights, folder / "adapter.onnx", tables, adapter_spec(checkpoint.encoder.d_z, config.hidden_size)
+    )

@@ -1,0 +1,42 @@
+"""A bundle's graphs compiled by TensorRT: every part, one plan each, beside the graphs they were made from.
+
+In: a bundle under construction and a target. Out: the manifest with its plans. ``plan`` makes a single one.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from ..engines.base import PARTS
+from ..engines.bundle import Bundle, Manifest
+from ..engines.trt_module import check_flavour, load
+from .plan import Job, write_plan
+from .plan_gpus import choose_gpus
+from .target import Target
+
+
+def prepare(target: Target) -> Target:
+    """Refuse what can be refused before any work, and name the GPUs: package, release, GPUs.
+
+    Raises:
+        InputError: 2111 a flavour or GPU that the package cannot do.
+        EnvironmentFault: 5001 a GPU is needed and not there; 5011 package missing.
+    """
+    if not target.compiled:
+        return target
+    trt = load(target.kind)
+    check_flavour(target.kind, trt.__version__, target.flavour)
+    return replace(target, gpus=choose_gpus(trt, target.kind, target.gpus))
+
+
+def add_plans(bundle: Bundle, target: Target) -> Manifest:
+    """Build all plans of the target into the bundle's folder; nothing for an ONNX target.
+
+    Raises:
+        InputError, BundleError, EnvironmentFault: as ``plan.write_plan``.
+    """
+    m = bundle.manifest
+    if not target.compiled:
+        return m
+    sizes = (m.encoder.max_tokens, m.encoder.latents, m.adapter.task_tokens)
+    return replace(m, plans={part: write_plan(Job(part, bundle.path, target, m.llm, *sizes)) for part in PARTS})
