@@ -27,7 +27,7 @@ from .checks import check_decode, check_prefill, finite, fitted_capacity
 from .ort_parts import OrtParts
 from .tensors import check_all
 from .trt_api import Context, CudaEngine, TensorRt
-from .trt_buffers import Outputs, TrtBuffers, alloc_trt, offsets, packed
+from .trt_buffers import TrtBuffers, alloc_trt, packed
 from .trt_memory import Block, Device, open_device
 from .trt_module import load
 from .trt_plan import DECODE, PREFILL, failure, open_plan
@@ -188,7 +188,7 @@ class TrtEngine(OrtParts):
             **dict.fromkeys(b.held.blocks, cache),
         }
         self._shape(context, shapes, "decoder")
-        self._point(context, _addresses(out, source, target))
+        self._point(context, out.addresses(source, target))
         self._point(context, {past: b.address(past) for past in b.held.blocks})
         self._point(context, {present: b.address(past) for present, past in self.aliases().items()})
 
@@ -291,14 +291,3 @@ def _own(buffers: Buffers) -> TrtBuffers:
     if not isinstance(buffers, TrtBuffers):
         raise TypeError("buffers of another engine")
     return buffers
-
-
-def _addresses(out: Outputs, source: Block, target: int) -> dict[str, int]:
-    """Everything but the cache."""
-    return {
-        "inputs_embeds": source.address,
-        **{name: out.indices.address + at for name, at in offsets(out.rows).items()},
-        "logits": out.logits.address,
-        "next_token": out.tokens[target].address,
-        "next_embeds": out.embeds[target].address,
-    }

@@ -53,6 +53,16 @@ class Outputs:
     embeds: tuple[Block, Block]
     turns: tuple[Turn, Turn] = field(default_factory=lambda: (Turn(), Turn()))
 
+    def addresses(self, source: Block, target: int) -> dict[str, int]:
+        """By graph name, all but the cache: embeddings from ``source`` to those of turn ``target``."""
+        return {
+            "inputs_embeds": source.address,
+            **{name: self.indices.address + at for name, at in offsets(self.rows).items()},
+            "logits": self.logits.address,
+            "next_token": self.tokens[target].address,
+            "next_embeds": self.embeds[target].address,
+        }
+
 
 def offsets(rows: int) -> dict[str, int]:
     """First byte of each index input in its block."""

@@ -91,17 +91,25 @@ def open_device(ordinal: int = 0) -> Device:
     """
     from importlib.util import find_spec
 
-    if find_spec("torch") is not None:
-        from .trt_torch import TorchDevice
-
-        return TorchDevice(f"cuda:{ordinal}")
-    if find_spec("cuda") is not None and find_spec("cuda.bindings") is not None:
+    has_torch = find_spec("torch") is not None
+    if find_spec("cuda") is not None and find_spec("cuda.bindings") is not None and not (has_torch and _torch_sees()):
         from .trt_cuda import CudaDevice
 
         return CudaDevice(ordinal)
+    if has_torch:
+        from .trt_torch import TorchDevice
+
+        return TorchDevice(f"cuda:{ordinal}")
     raise EnvironmentFault(
-        5011, "package not installed", where="torch or cuda-python", fix="pip install 'cuda-python>=13', or torch"
+        5011, "package not installed", where="torch or cuda-bindings", fix="pip install 'cuda-bindings>=13', or torch"
     )
+
+
+def _torch_sees() -> bool:
+    """torch is built for CUDA and finds a GPU."""
+    from .trt_torch import sees_gpu
+
+    return sees_gpu()
 
 
 def as_bytes(array: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:

@@ -15,6 +15,13 @@ if TYPE_CHECKING:
     import torch
 
 
+def sees_gpu() -> bool:
+    """torch is built for CUDA and finds a GPU."""
+    import torch
+
+    return torch.cuda.is_available()
+
+
 class TorchDevice:
     """See ``trt_memory.Device``.
 
