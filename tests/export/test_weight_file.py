@@ -69,7 +69,7 @@ def write(path: Path, tensors: list[Stored], blocks: list[tuple[str, Any, int]])
 
 
 def test_hole_is_noticed(tmp_path: Path) -> None:
-    tensors = {"a": np.zeros((4, 2), np.float32), "b": np.zeros(3, np.int8)}
+    tensors: dict[str, Any] = {"a": np.zeros((4, 2), np.float32), "b": np.zeros(3, np.int8)}
     blocks = [("a", tensors["a"][:3], 0), ("b", tensors["b"], 0)]
     with pytest.raises(ValueError, match=r"1 tensors of w\.safetensors are not fully written: a"):
         write(tmp_path / "w.safetensors", announced(tensors), blocks)
