@@ -75,7 +75,7 @@ def export_bundle(request: Request) -> Bundle:
     with atomic_folder(request.out, overwrite=request.overwrite) as folder:
         config = write_llm(llm, folder, target, scales)
         write_encoder(checkpoint, llm, folder)
-        write_adapter(checkpoint, adapter, config, folder)
+        write_adapter(checkpoint, adapter, config, folder, target)
         bundle = seal(checkpoint, adapter, llm_info(llm, config, target.precision.dtype), target, folder)
         report = verify(bundle, llm, yardstick, request.verify, threads=request.threads)
 
