@@ -22,7 +22,7 @@ from ..engines.manifest import PlanInfo
 from ..engines.specs import DecoderSizes
 from ..engines.trt_api import AttentionInput, Builder, BuilderConfig, HostMemory, Network, TensorRt
 from ..engines.trt_log import Log, shared_log
-from ..engines.trt_module import check_flavour, load
+from ..engines.trt_module import LABEL, check_flavour, load
 from .audit import Decoder, as_class, audit
 from .plan_gpus import choose_gpus
 from .plan_monitor import deferred_signals, make_monitor
@@ -114,7 +114,7 @@ def build_plan(job: Job) -> tuple[HostMemory, PlanInfo]:
     network, found = read(trt, builder, log, job)
     config = configure(trt, builder, network, job, gpus)
     plan = build(trt, builder, network, config, log, job.part)
-    found |= {"warnings": sorted(set(log.warnings()))[:8]}
+    found |= {"warnings": sorted(set(log.warnings()))[:8], "verified": LABEL}
     info = PlanInfo(
         file=f"{job.part}.plan",
         package=job.target.kind,

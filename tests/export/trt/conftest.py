@@ -49,7 +49,8 @@ def write_bundle(folder: Path, llm: Any, form: str, flavour: Any, capacity: int)
     config, p = read_config(llm.config, str(llm.path)), precision(form)
     with WeightReader(llm.weights, config) as reader:
         layout = write_decoder(folder / "decoder.safetensors", reader, config, p)
-    save(build_decoder(config, layout, p, flavour, capacity), folder / "decoder.onnx")
+        scales = dict.fromkeys(reader.sources, 0.05)  # of fp8; one step of every input
+    save(build_decoder(config, layout, p, flavour, capacity, scales), folder / "decoder.onnx")
     save(build_splice(config, layout, p), folder / "splice.onnx")
     info, mark = llm_info(llm, config, p.dtype), "00" * 32
     manifest = Manifest(

@@ -77,6 +77,22 @@ def test_mask_flavour_passes(plain: Any, parse: Any) -> None:
     assert (found["kv_cache_updates"], found["attentions"]) == (4, 2)
 
 
+def test_fp8_keeps_its_quantisation(plain: Any, parse: Any, rtx: Any) -> None:
+    """Fourteen matrices and eight inputs that share their quantised form; a lost pair is missed."""
+    bundle = plain("llama", "fp8")
+    network, found, _keep = parse(bundle)
+    assert found["attentions"] == 2
+    model = onnx.load(str(bundle.path / "decoder.onnx"), load_external_data=False)
+    assert len(nodes(model, "QuantizeLinear")) == 8
+    model.graph.node.append(helper.make_node("QuantizeLinear", ["x", "y"], ["z"]))
+    with pytest.raises(BundleError) as caught:
+        audit(rtx, network, model)
+    assert (caught.value.what, caught.value.expected) == (
+        "TensorRT read the graph differently: QuantizeLinear layers",
+        "expected 9, got 8",
+    )
+
+
 def no_lengths(model: onnx.ModelProto) -> None:
     nodes(model, "TRT_Attention")[1].input[5] = ""
 

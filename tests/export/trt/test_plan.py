@@ -25,6 +25,7 @@ pytestmark = pytest.mark.trt
         ("llama", "fp16", "dual"),
         ("llama", "bf16", "dual"),
         ("llama", "fp16", "mask"),
+        ("llama", "fp8", "dual"),
         ("llama-3.1", "fp16", "dual"),
         ("qwen2", "fp16", "dual"),
         ("qwen2-tied", "bf16", "dual"),
@@ -40,6 +41,7 @@ def test_decoders_compile(kind: str, form: str, flavour: str, plain: Any, make_j
     assert (info.package, info.version, info.gpus) == ("tensorrt-rtx", rtx.__version__, ("sm_89", "sm_120"))
     assert (info.batch, info.length, info.file) == (12, 40, "decoder.plan")
     assert info.audit["warnings"] == []
+    assert info.audit["verified"] == "parser-audited, ahead-of-time compiled (RTX), not GPU-verified"
     assert plan.nbytes > 100_000
 
 
@@ -128,10 +130,15 @@ def test_graph_that_is_none(tmp_path: Path, plain: Any, make_job: Any) -> None:
 def test_build_stops_at_ctrl_c(plain: Any, make_job: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """The signal arrives while TensorRT computes, which swallows exceptions, and leaves as Python's own."""
     from latentwire.export import plan
+    from latentwire.export.plan_monitor import make_monitor
 
     timer = threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGINT))
-    make = plan.make_monitor
-    monkeypatch.setattr(plan, "make_monitor", lambda *a: timer.start() or make(*a))
+
+    def starts_timer(*given: Any) -> Any:
+        timer.start()
+        return make_monitor(*given)
+
+    monkeypatch.setattr(plan, "make_monitor", starts_timer)
     before = signal.getsignal(signal.SIGINT)
     with pytest.raises(KeyboardInterrupt):
         build_plan(make_job(plain("gemma3"), gpus=("sm_89", "sm_120", "sm_86", "sm_80")))
