@@ -86,7 +86,7 @@ def on_cpu(bundle: Bundle) -> Backend:
 def test_every_flavour_equals_transformers(
     kind: str, flavour: str, bundle: Callable[..., Bundle], truth: Callable[[str], Recorded]
 ) -> None:
-    """As test_decoder has it for ``dual``. Every gate: layers, logits, tokens, ragged batches, padding, reuse of buffers, guard words."""
+    """Every gate, from layers to guard words; test_decoder has ``dual``."""
     made = bundle(kind, flavour, "fp32")
     found = check_backend(on_cpu(made), made, truth(kind))
     assert {f.verdict for f in found} == {"passed"}
