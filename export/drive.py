@@ -86,7 +86,11 @@ def prefilled(engine: Engine, prompts: Prompts, steps: int) -> Buffers:
 
 def greedy(engine: Engine, prompts: Prompts, steps: int) -> I64:
     """Greedy tokens [B,steps] of token prompts."""
-    buffers = prefilled(engine, prompts, steps)
+    return continued(engine, prefilled(engine, prompts, steps), steps)
+
+
+def continued(engine: Engine, buffers: Buffers, steps: int) -> I64:
+    """The token that stands in ``buffers`` and the ``steps - 1`` after it [B,steps]; checks the guard words."""
     tokens = [np.array(buffers.next_token)]
     for _ in range(steps - 1):
         engine.decode(buffers)

@@ -5,14 +5,14 @@ In: a backend and what the reference answered. Out: findings; the first figure b
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 
 from ..engines.base import F32, I64, Engine
 from .decoder import HIDDEN
-from .drive import Prompts, allocated, embed, greedy, lengths_of, prefilled
+from .drive import Prompts, allocated, continued, embed, lengths_of, prefilled
 from .findings import Finding, departed
 from .limits import LOGIT_TOLERANCE, Limits
 from .probe import Probe
@@ -22,18 +22,41 @@ BATCH = 32
 
 
 @dataclass(frozen=True)
-class LogitError:
-    """Logits of one backend after every prompt, against the reference's.
+class Replay:
+    """Every prompt of a reference on one engine, in ragged batches, each step fed by the step before.
 
     Attributes:
-        relative: L2, of the worst prompt, both sides less their mean over the vocabulary, which changes no choice.
-        max_abs: of one logit.
+        tokens: int64 [N,n].
+        relative: L2 error of the logits after the prompt, of the worst prompt, both sides less their mean over the
+            vocabulary, which changes no choice.
+        max_abs: of one logit there.
         prompt: the worst one.
     """
 
+    tokens: I64
     relative: float
     max_abs: float
     prompt: int
+
+
+def replay(engine: Engine, recorded: Recorded) -> Replay:
+    """Run it.
+
+    Raises:
+        LatentError: 3001 NaN; 3002 something wrote outside the cache.
+    """
+    relative, largest, tokens = [], 0.0, []
+    for start in range(0, len(recorded.prompts), BATCH):
+        prompts = recorded.prompts[start : start + BATCH]
+        buffers = prefilled(engine, prompts, recorded.tokens.shape[1])
+        have = np.array(buffers.logits)[:, recorded.logit_ids].astype(np.float64)
+        want = recorded.logits[start : start + BATCH].astype(np.float64)
+        largest = max(largest, float(np.abs(have - want).max()))
+        have, want = (x - x.mean(axis=1, keepdims=True) for x in (have, want))
+        relative.append(np.linalg.norm(have - want, axis=1) / np.linalg.norm(want, axis=1))
+        tokens.append(continued(engine, buffers, recorded.tokens.shape[1]))
+    rows = np.concatenate(relative)
+    return Replay(np.concatenate(tokens), float(rows.max()), largest, int(rows.argmax()))
 
 
 def check_states(probe: Probe, recorded: Recorded, limits: Limits, *, cached: bool) -> Finding:
@@ -80,65 +103,44 @@ def _states(probe: Probe, prompts: Prompts, cached: bool) -> list[F32]:
     return [state[:, None] for state in probe.hidden(buffers)[:, :, 0].transpose(1, 0, 2)]
 
 
-def logit_error(engine: Engine, recorded: Recorded) -> LogitError:
-    """Run every prompt, in ragged batches."""
-    relative, largest = [], 0.0
-    for start, prompts in _batches(recorded):
-        have = np.array(prefilled(engine, prompts, 0).logits)[:, recorded.logit_ids].astype(np.float64)
-        want = recorded.logits[start : start + len(prompts)].astype(np.float64)
-        largest = max(largest, float(np.abs(have - want).max()))
-        have, want = (x - x.mean(axis=1, keepdims=True) for x in (have, want))
-        relative.append(np.linalg.norm(have - want, axis=1) / np.linalg.norm(want, axis=1))
-    rows = np.concatenate(relative)
-    return LogitError(float(rows.max()), largest, int(rows.argmax()))
-
-
-def check_logits(name: str, recorded: Recorded, limits: Limits, error: LogitError) -> Finding:
-    """The error of the logits against its limit."""
-    measured = error.max_abs if limits.absolute else error.relative
+def check_logits(name: str, recorded: Recorded, limits: Limits, found: Replay) -> Finding:
+    """The error of the logits after the prompts against its limit."""
+    measured = found.max_abs if limits.absolute else found.relative
     if not measured <= limits.logits:
-        raise departed("logits", name, "logits", measured, limits.logits, limits.unit, f"prompt {error.prompt}")
-    detail = f"{len(recorded.prompts)} prompts, max abs {error.max_abs:.3g}"
+        raise departed("logits", name, "logits", measured, limits.logits, limits.unit, f"prompt {found.prompt}")
+    detail = f"{len(recorded.prompts)} prompts, max abs {found.max_abs:.3g}"
     return Finding("logits", name, "passed", measured, limits.logits, limits.unit, detail)
 
 
-def check_tokens(engine: Engine, recorded: Recorded, limits: Limits, error: LogitError) -> Finding:
-    """Greedy tokens of ragged batches, each step fed by the step before, against the reference's.
+def check_tokens(name: str, recorded: Recorded, limits: Limits, found: Replay) -> Finding:
+    """Greedy tokens against the reference's.
 
     A row is compared up to its first other token. With ``clear_only`` a choice counts where the reference's two
     best logits lie further apart than twice the logit error; the others are told, not counted.
     """
-    apart = 2 * (LOGIT_TOLERANCE if limits.absolute else error.max_abs) if limits.clear_only else 0.0
-    counted, missed, first = 0, 0, ""
-    undecided = 0
-    for start, prompts in _batches(recorded):
-        have = greedy(engine, prompts, recorded.tokens.shape[1])
-        want = recorded.tokens[start : start + len(have)]
-        margins = recorded.margins[start : start + len(have)]
-        reached = _reached(have, want)
-        other = have != want
-        clear = margins > apart
-        undecided += int((reached & other & ~clear).sum())
-        wrong = reached & other & clear
-        counted += int((reached & clear).sum())
-        missed += int(wrong.sum())
-        if wrong.any() and not first:
-            row, step = (int(i[0]) for i in np.nonzero(wrong))
-            first = f"prompt {start + row}, new token {step}: token {want[row, step]} wanted, {have[row, step]} chosen"
-            first += f", which the reference has {margins[row, step]:.3g} behind"
+    apart = 2 * (LOGIT_TOLERANCE if limits.absolute else found.max_abs) if limits.clear_only else 0.0
+    reached, other = _reached(found.tokens, recorded.tokens), found.tokens != recorded.tokens
+    clear = recorded.margins > apart
+    wrong = reached & other & clear
+    counted, missed = int((reached & clear).sum()), int(wrong.sum())
     share = 1 - missed / max(counted, 1)
     if not share >= limits.agreement or not counted:
-        raise departed("tokens", engine.name, "next_token", share, limits.agreement, "share", first or "none compared")
+        raise departed("tokens", name, "next_token", share, limits.agreement, "share", _first(recorded, found, wrong))
+    undecided = int((reached & other & ~clear).sum())
     detail = f"{len(recorded.prompts)} prompts, {counted} choices, {missed} other, {undecided} undecided"
-    return Finding("tokens", engine.name, "passed", share, limits.agreement, "share", detail)
+    return Finding("tokens", name, "passed", share, limits.agreement, "share", detail)
 
 
-def _reached(have: I64, want: I64) -> np.ndarray[tuple[int, ...], np.dtype[np.bool_]]:
+def _first(recorded: Recorded, found: Replay, wrong: npt.NDArray[np.bool_]) -> str:
+    if not wrong.any():
+        return "no choice of the reference was clear enough to compare"
+    row, step = (int(i[0]) for i in np.nonzero(wrong))
+    want, have, margin = recorded.tokens[row, step], found.tokens[row, step], recorded.margins[row, step]
+    where = f"prompt {row}, new token {step}: token {want} wanted, {have} chosen"
+    return f"{where}, which the reference has {margin:.3g} behind"
+
+
+def _reached(have: I64, want: I64) -> npt.NDArray[np.bool_]:
     """Bool [B,n]: every earlier token of the row was the same, so that the step had the same input."""
     same = np.logical_and.accumulate(have == want, axis=1)
     return np.concatenate([np.ones((len(have), 1), bool), same[:, :-1]], axis=1)
-
-
-def _batches(recorded: Recorded) -> Iterator[tuple[int, Prompts]]:
-    for start in range(0, len(recorded.prompts), BATCH):
-        yield start, recorded.prompts[start : start + BATCH]

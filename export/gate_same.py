@@ -170,7 +170,8 @@ def _compare(gate: str, engine: Engine, have: Run, want: Run, limit: float, *, f
 
 def _centred(logits: F32) -> F32:
     """Less the mean over the vocabulary, which changes no choice."""
-    return logits - logits.mean(axis=-1, keepdims=True)
+    centred: F32 = logits - logits.mean(axis=-1, keepdims=True)
+    return centred
 
 
 def _worst(have: F32, want: F32, rows: npt.NDArray[np.bool_]) -> float:

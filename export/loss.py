@@ -29,7 +29,7 @@ from .backends import running
 from .drive import Prompts, allocated, embed, feed, lengths_of
 from .reference import sentence_prompts
 
-SENTENCES: Final = 48
+SENTENCES: Final = 32
 BATCH: Final = 16
 NEW_TOKENS: Final = 16
 DEMO: Final = Path(__file__).resolve().parent.parent / "runtime" / "demo_documents"

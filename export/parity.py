@@ -26,7 +26,7 @@ from ..engines.bundle import Bundle
 from ..models.folder import ModelFolder
 from .backends import Backend, fitting, running
 from .findings import Finding, ParityError, departed
-from .gate_reference import check_logits, check_states, check_tokens, logit_error
+from .gate_reference import check_logits, check_states, check_tokens, replay
 from .gate_same import GATES, Sample, sample
 from .gate_weights import check_weights
 from .limits import Limits, limits
@@ -127,12 +127,12 @@ def check_backend(backend: Backend, bundle: Bundle, recorded: Recorded, *, stop:
     with ExitStack() as stack:
         engine = stack.enter_context(closing(backend.open()))
         probe = stack.enter_context(closing(backend.watch())) if backend.watch else None
-        error = cache(lambda: logit_error(engine, recorded))
+        replayed = cache(lambda: replay(engine, recorded))
         gates: dict[str, Callable[[], Finding]] = {
             "states": lambda: _states(backend.name, probe, recorded, bound, cached=False),
             "cached states": lambda: _states(backend.name, probe, recorded, bound, cached=True),
-            "logits": lambda: check_logits(backend.name, recorded, bound, error()),
-            "tokens": lambda: check_tokens(engine, recorded, bound, error()),
+            "logits": lambda: check_logits(backend.name, recorded, bound, replayed()),
+            "tokens": lambda: check_tokens(backend.name, recorded, bound, replayed()),
         }
         for name in GATES:
             gates[name] = partial(_named, name, engine, probe, few)
