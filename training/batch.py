@@ -2,13 +2,8 @@
 
 from __future__ import annotations
 
-<<<<<<< /tmp/lw/encoders/mine.tmp
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-=======
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
->>>>>>> /tmp/lw/encoders/new.tmp
 from typing import Protocol
 
 import numpy as np
@@ -25,17 +20,12 @@ from .tree import Branch, Tree, build
 
 CUE, CONTINUATION = 8, 24
 """Tokens given and asked for in a reconstruction branch."""
-<<<<<<< /tmp/lw/encoders/mine.tmp
 AHEAD = (32, 64)
 """Tokens asked for in a continuation branch, at least and at most; fewer where the passage ends."""
 VIEW_DRAW = (0, 2)
 """What an item's seed ends in when its cut is drawn, so that its branches are drawn as without a cut."""
-LATENT_DRAW = (0, 1)
-"""What the seed of a micro-batch's M ends in, so that it is not one of its items' seeds."""
-=======
-LATENT_DRAW, ROUNDING_DRAW = (0, 1), (0, 2)
+LATENT_DRAW, ROUNDING_DRAW = (0, 1), (0, 3)
 """What the seeds of a micro-batch's M and of its rounded texts end in, so that they are not its items' seeds."""
->>>>>>> /tmp/lw/encoders/new.tmp
 
 
 class Reader(Protocol):
@@ -87,7 +77,6 @@ class Batch:
     trees: tuple[Tree, ...]
 
     def to(self, device: torch.device) -> Batch:
-<<<<<<< /tmp/lw/encoders/mine.tmp
         """The same batch on another device; does not wait for the copy."""
         return self._each(lambda t: t.to(device, non_blocking=True), [t.to(device) for t in self.trees])
 
@@ -96,16 +85,9 @@ class Batch:
         return self._each(Tensor.pin_memory, [t.pin_memory() for t in self.trees])
 
     def _each(self, change: Callable[[Tensor], Tensor], trees: Sequence[Tree]) -> Batch:
-        own = (self.input_ids, self.lengths, self.slots, self.counts)
-        ids, lengths, slots, counts = (change(tensor) for tensor in own)
-        return Batch(ids, lengths, slots, counts, tuple(trees))
-=======
-        """The same batch on another device."""
-        # Every field but the trees is a tensor, and knows ``to`` as they do.
-        values = {name: getattr(self, name) for name in self.__dataclass_fields__ if name != "trees"}
-        moved: dict[str, Tensor] = {name: value.to(device) for name, value in values.items()}
-        return replace(self, **moved, trees=tuple(t.to(device) for t in self.trees))
->>>>>>> /tmp/lw/encoders/new.tmp
+        # Every field but the trees is a tensor.
+        values: dict[str, Tensor] = {name: getattr(self, name) for name in self.__dataclass_fields__ if name != "trees"}
+        return replace(self, **{name: change(value) for name, value in values.items()}, trees=tuple(trees))
 
 
 def pad(rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:

@@ -14,11 +14,8 @@ from types import UnionType
 from typing import Any, get_args, get_origin, get_type_hints
 
 from ..core.errors import ModelError
-<<<<<<< /tmp/lw/encoders/mine.tmp
 from .bundles import BUNDLES
-=======
 from .fsq import PROFILES
->>>>>>> /tmp/lw/encoders/new.tmp
 from .latents import parse
 from .stages import Span, Stage, spans
 
@@ -172,11 +169,8 @@ class Config:
         for name in ("kd_tau", "lookup_tau", "clip"):
             if not getattr(self, name) > 0:
                 raise _bad(name, "more than 0", getattr(self, name))
-<<<<<<< /tmp/lw/encoders/mine.tmp
-        for name in ("prose_share", "reconstruct_share", "continue_share", "warmup", "lr_floor"):
-=======
-        for name in ("prose_share", "reconstruct_share", "warmup", "lr_floor", "fsq_share", "fsq_ramp"):
->>>>>>> /tmp/lw/encoders/new.tmp
+        shares = ("prose_share", "reconstruct_share", "continue_share", "warmup", "lr_floor", "fsq_share", "fsq_ramp")
+        for name in shares:
             if not 0.0 <= getattr(self, name) <= 1.0:
                 raise _bad(name, "a share from 0 to 1", getattr(self, name))
         if self.batch % self.micro_batch:
