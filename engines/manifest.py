@@ -114,7 +114,8 @@ class Manifest:
     Attributes:
         files: by file name, every file of the bundle except manifest.json.
         graphs: by part (``encoder``, ``adapter``, ``splice``, ``decoder``).
-        precision: how the decoder stores and multiplies: ``fp32``, ``fp16``, ``bf16``, ``int8``, ``w8``, ``w4``, ``fp8``.
+        precision: how the decoder stores and multiplies: ``fp32``, ``fp16``, ``bf16``, ``int8``, ``w8``, ``w4`` or
+            ``fp8``.
         quality: measured figures of the checkpoint, as its meta.json gave them, and of the export.
         versions: package name to version, of what wrote the bundle.
         flavour: attention node of the decoder: ``dual``, ``mask`` or ``gqa``.
