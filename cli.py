@@ -28,6 +28,7 @@ COMMANDS: dict[str, str] = {
     "parity": "latentwire.export.cli",
     "train": "latentwire.training.cli",
     "eval": "latentwire.training.cli",
+    "diagnose": "latentwire.training.cli",
 }
 """Command -> the module whose ``app`` holds it: as a command of that name, or (``models``) as a whole."""
 

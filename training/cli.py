@@ -9,6 +9,11 @@ import typer
 
 app = typer.Typer(help="Train and measure checkpoints.", no_args_is_help=True)
 
+
+def _listed(text: str) -> tuple[str, ...]:
+    return tuple(part.strip() for part in text.split(",") if part.strip())
+
+
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress and no remarks.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show tracebacks.")]
 
@@ -56,23 +61,38 @@ def eval_command(
     data: Annotated[list[Path], typer.Option("--data", "-d", help="Questions, JSONL or JSONL.gz; may be repeated.")],
     questions: Annotated[int, typer.Option("--questions", "-n", min=1, help="How many, in a seeded order.")] = 300,
     llm: Annotated[list[str] | None, typer.Option(help="Only these of the checkpoint's LLMs.")] = None,
+    rows: Annotated[str, typer.Option(help="Rows, with commas; default: all of the protocol.")] = "",
+    protocol: Annotated[
+        Literal["task-token", "one-shot"], typer.Option(help="How questions are asked.")
+    ] = "task-token",
+    example: Annotated[Path | None, typer.Option(help="one-shot: its worked example, first row of this file.")] = None,
+    latents: Annotated[str, typer.Option(help="Further numbers of latents, as 16,64,1/4.")] = "",
+    joint: Annotated[bool, typer.Option("--joint", help="Also let the LLMs choose among all their answers.")] = False,
     max_new_tokens: Annotated[int, typer.Option(min=0, help="Greedy tokens an answer; 0: no F1 and EM.")] = 16,
+    batch: Annotated[int, typer.Option(min=2, help="Texts in one pass.")] = 8,
     precision: Annotated[Literal["fp32", "bf16"], typer.Option(help="fp32: as exported.")] = "fp32",
     device: Annotated[Literal["auto", "cpu", "cuda"], typer.Option(help="auto: a GPU where there is one.")] = "auto",
-    out: Annotated[Path | None, typer.Option("--out", "-o", help="Also write the figures to this JSON file.")] = None,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Figures as JSON; rows and a PNG beside it.")] = None,
     record: Annotated[bool, typer.Option("--record", help="Also store the figures in meta.json.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="JSON on stdout, for programs.")] = False,
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
-    """Compare latents with no context, first tokens, another text's latents and full text.
+    """Compare latents with no context, chosen tokens, another text's latents and full text.
 
-    All rows use the same questions, prompt and learned task tokens.
-    Each question is a JSON object with context, question and answers.
+    All rows use the same questions. CHECKPOINT is a folder, a run (its best
+    checkpoint) or `reference`. Each question is a JSON object with context,
+    question and answers. With --out, a second call goes on where the first
+    one was stopped.
 
-    Example:
+    Rows: none random first last surprisal bm25 mean4 mean8 start shuffled
+    latents full, and latents@16, latents_i8, none_plain, full_tuned.
+
+    Examples:
 
       latentwire eval reference --data dev.jsonl.gz --questions 300
+
+      latentwire eval runs/a -d dev.jsonl --protocol one-shot -o quality.json
     """
     from ..core.console import configure, run_cli
     from ..core.extras import needs
@@ -80,9 +100,67 @@ def eval_command(
     def body() -> int:
         with needs("train"):
             from .report import Request, report
-        request = Request(checkpoint, data, questions, tuple(llm or ()), max_new_tokens, precision, device, out, record)
+        request = Request(
+            checkpoint,
+            data,
+            questions,
+            tuple(llm or ()),
+            max_new_tokens,
+            precision,
+            device,
+            out,
+            record,
+            rows=_listed(rows),
+            protocol=protocol,
+            example=example,
+            latents=_listed(latents),
+            joint=joint,
+            batch=batch,
+        )
         report(request, as_json)
         return 0
+
+    configure(quiet=quiet or None, debug=debug or None)
+    run_cli(body)
+
+
+@app.command("diagnose")
+def diagnose_command(
+    checkpoint: Annotated[str, typer.Argument(help="Checkpoint or run folder, or `reference`.")],
+    data: Annotated[list[Path], typer.Option("--data", "-d", help="Questions, JSONL or JSONL.gz; may be repeated.")],
+    questions: Annotated[int, typer.Option("--questions", "-n", min=1, help="How many, in a seeded order.")] = 64,
+    only: Annotated[str, typer.Option(help="Checks, with commas; default: all.")] = "",
+    llm: Annotated[list[str] | None, typer.Option(help="Only these of the checkpoint's LLMs.")] = None,
+    steps: Annotated[int, typer.Option(min=1, help="Steps of overfitting and cramming, at most.")] = 300,
+    precision: Annotated[Literal["fp32", "bf16"], typer.Option(help="fp32: as exported.")] = "fp32",
+    device: Annotated[Literal["auto", "cpu", "cuda"], typer.Option(help="auto: a GPU where there is one.")] = "auto",
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Also write the figures to this JSON file.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="JSON on stdout, for programs.")] = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Find out whether latents are read, what they hold, and whether the path can learn.
+
+    Checks: answers (shuffle gap, gap closed), reconstruction (tokens read
+    back, bits a latent), cloze, overfit (8 texts to the letter), cramming
+    (free vectors instead of the encoder). The last two train for minutes;
+    the checkpoint stays as it is. Exit status 5 where a gate is not passed.
+
+    Examples:
+
+      latentwire diagnose runs/a --data dev.jsonl.gz
+
+      latentwire diagnose reference -d dev.jsonl.gz --only answers,cloze
+    """
+    from ..core.console import configure, run_cli
+    from ..core.errors import EXIT_MISMATCH, EXIT_OK
+    from ..core.extras import needs
+
+    def body() -> int:
+        with needs("train"):
+            from .diagnose import Request, diagnose
+        asked = Request(checkpoint, data, questions, _listed(only), tuple(llm or ()), steps, precision, device, out)
+        return EXIT_OK if diagnose(asked, as_json) else EXIT_MISMATCH
 
     configure(quiet=quiet or None, debug=debug or None)
     run_cli(body)

@@ -25,6 +25,9 @@ BLANKABLE = re.compile(r"(?<!^)(?<![.!?] )\b(?:[A-Z][\w'-]+(?: [A-Z][\w'-]+)*|\d
 """Names, numbers and long words that do not open their sentence: what a cloze question asks for."""
 CLOZE_TEMPLATE = "Fill in the blank: {sentence}"
 
+LONGEST = {"context": 1_000_000, "question": 4_000, "answer": 1_000}
+"""Characters of a field: beyond that a row is a mistake, and would not fit into memory as a prompt."""
+
 
 @dataclass(frozen=True)
 class Question:
@@ -47,8 +50,8 @@ def read_questions(paths: Sequence[str]) -> list[Item]:
     """Items of JSONL(.gz) files with ``context``, ``question``, ``answers``; questions are grouped by context.
 
     Raises:
-        InputError: 2103 damaged gzip, 2104 missing file, 2107 a row that is not UTF-8 or JSON, without the fields, or
-            whose answer is not in its context.
+        InputError: 2103 damaged gzip, 2104 missing file, 2107 a row that is not UTF-8 or JSON, without the fields,
+            with one that is too long, or whose answer is not in its context.
     """
     grouped: dict[str, list[Question]] = defaultdict(list)
     for name in paths:
@@ -60,6 +63,10 @@ def read_questions(paths: Sequence[str]) -> list[Item]:
                 raise InputError(2107, "answers missing or empty", where=where)
             if not any(a in context for a in answers):
                 raise InputError(2107, "no answer stands in the context", where=where, expected=f"got {answers[0]!r}")
+            for label, text in (("context", context), ("question", question), *(("answer", a) for a in answers)):
+                if len(text.strip()) > LONGEST[label]:
+                    expected = f"expected at most {LONGEST[label]} characters, got {len(text.strip())}"
+                    raise InputError(2107, f"{label} too long", where=where, expected=expected)
             grouped[context].append(Question(question.strip(), tuple(answers), str(row.get("id", where))))
     return [Item(context, tuple(questions)) for context, questions in grouped.items()]
 

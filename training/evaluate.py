@@ -1,50 +1,72 @@
-"""Held-out measurements: what the LLM answers from nothing, from first tokens, from latents and from the full text.
+"""Held-out measurements: what the LLM answers from nothing, from some tokens, from latents and from the full text.
 
-All kinds share one prompt, one set of task rows and one set of questions; only the prefix differs. ``shuffled``
+All kinds of rows share one set of questions and one way to ask; only what stands for the text differs. ``shuffled``
 gives every question the latents of another text: where it scores like ``latents``, the latents are not read.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
+import numpy.typing as npt
 import torch
-from torch import Tensor
 from torch.nn import functional as F
 
 from ..core.errors import InputError
 from ..core.prompt import join
 from ..core.scoring import best_f1, exact
-from .batch import answer_branch, pad, task_range
 from .data import Item
-from .llm import LMWrapper
-from .model import LatentModel
-from .tree import build
+from .evaluation.generation import continue_greedily
+from .evaluation.kinds import Kind, parse
+from .evaluation.prefixes import Prefixes, prefixes
+from .evaluation.protocol import Protocol
+from .llm import KeyValues, LMWrapper
+from .model import LatentModel, Scored
+from .tree import Tree, build
 
-KINDS = ("none", "first", "latents", "shuffled", "full")
+F64 = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)
 class Answers:
-    """One row per question.
+    """One row of the table, an entry for each question.
 
     Attributes:
-        nll: f64 [N], mean nats per answer token (closing EOS included).
+        nll: f64 [N], mean nats per target token.
         first: bool [N], the first answer token was the most likely one.
         positions: int64 [N], prompt positions that the context took.
+        top5: bool [N], it was among the five most likely.
+        guess: int64 [N], the most likely first token.
+        sizes: form -> f64 [N], bytes of what stood for the text.
         f1: f64 [N] or None where nothing was generated.
         exact: f64 [N] or None.
         texts: what was generated.
     """
 
-    nll: np.ndarray[tuple[int], np.dtype[np.float64]]
-    first: np.ndarray[tuple[int], np.dtype[np.bool_]]
-    positions: np.ndarray[tuple[int], np.dtype[np.int64]]
-    f1: np.ndarray[tuple[int], np.dtype[np.float64]] | None = None
-    exact: np.ndarray[tuple[int], np.dtype[np.float64]] | None = None
+    nll: F64
+    first: npt.NDArray[np.bool_]
+    positions: npt.NDArray[np.int64]
+    top5: npt.NDArray[np.bool_]
+    guess: npt.NDArray[np.int64]
+    sizes: dict[str, F64] = field(default_factory=dict)
+    f1: F64 | None = None
+    exact: F64 | None = None
     texts: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class _One:
+    """One question, answered."""
+
+    nll: float
+    first: bool
+    positions: int
+    top5: bool
+    guess: int
+    sizes: dict[str, int]
+    text: str
 
 
 def pick(items: Sequence[Item], questions: int, seed: int = 0) -> list[Item]:
@@ -81,102 +103,91 @@ def measure(
     *,
     batch: int = 8,
     max_new_tokens: int = 0,
+    protocol: Protocol | None = None,
     progress: Callable[[int], None] = lambda done: None,
 ) -> Answers:
     """Answer every question of ``items`` from one kind of prefix.
 
     Args:
-        kind: one of ``KINDS``.
+        model: what makes the latents; in ``eval`` mode.
+        llm: who answers.
+        items: contexts with their questions.
+        kind: a name as ``evaluation/kinds.py`` reads them.
         batch: contexts in one forward pass; the last one may hold one more.
         max_new_tokens: also generate greedily and score F1 and exact match; 0 does not generate.
+        protocol: how to ask; default ``task-token``.
         progress: called with the number of contexts done.
     """
+    own, asked = parse(kind), protocol or Protocol()
     order = sorted(range(len(items)), key=lambda i: len(items[i].context))
-    parts: dict[int, list[tuple[float, bool, int, str]]] = {}
+    parts: dict[int, list[_One]] = {}
     starts = list(range(0, len(order), batch))
     if len(starts) > 1 and len(order) - starts[-1] == 1:
         # One text alone would get its own latents back as ``shuffled``.
         starts.pop()
     for start, end in zip(starts, [*starts[1:], len(order)], strict=True):
         indices = order[start:end]
-        for index, rows in zip(
-            indices, _measure(model, llm, [items[i] for i in indices], kind, max_new_tokens), strict=True
-        ):
-            parts[index] = rows
+        found = _measure(model, llm, [items[i] for i in indices], own, asked, max_new_tokens)
+        parts.update(zip(indices, found, strict=True))
         progress(len(parts))
-    flat = [row for index in range(len(items)) for row in parts[index]]
+    return _collect([one for index in range(len(items)) for one in parts[index]], items, max_new_tokens > 0)
+
+
+def _collect(flat: Sequence[_One], items: Sequence[Item], scored: bool) -> Answers:
     golds = [q.answers for item in items for q in item.questions]
-    texts = tuple(row[3] for row in flat)
-    scored = max_new_tokens > 0
+    texts = tuple(one.text for one in flat)
     return Answers(
-        np.array([row[0] for row in flat]),
-        np.array([row[1] for row in flat]),
-        np.array([row[2] for row in flat]),
+        np.array([one.nll for one in flat]),
+        np.array([one.first for one in flat]),
+        np.array([one.positions for one in flat]),
+        np.array([one.top5 for one in flat]),
+        np.array([one.guess for one in flat]),
+        {form: np.array([float(one.sizes.get(form, 0)) for one in flat]) for form in flat[0].sizes},
         np.array([best_f1(t, gold) for t, gold in zip(texts, golds, strict=True)]) if scored else None,
         np.array([exact(t, gold) for t, gold in zip(texts, golds, strict=True)]) if scored else None,
-        texts,
+        texts if scored else (),
     )
 
 
 def _measure(
-    model: LatentModel, llm: LMWrapper, items: Sequence[Item], kind: str, max_new_tokens: int
-) -> list[list[tuple[float, bool, int, str]]]:
-    config = model.config
-    device = llm.model.device
-    capacity = config.latent_len if kind in ("latents", "shuffled") else 0
-    prefixes, rows = _prefixes(model, llm, items, kind)
-    answer = task_range("answer", capacity, config.task_tokens)
-    branches = [[answer_branch(llm, q, q.answers[0], answer) for q in item.questions] for item in items]
-    tree = build([join([llm.special.bos, prefix]) for prefix in prefixes], branches).to(device)
-    scored = model.score(llm, tree, rows)
-    nll = F.cross_entropy(scored.logits, scored.labels, reduction="none")
-    hit = scored.logits.argmax(-1) == scored.labels
-    texts = _generate(llm, prefixes, branches, rows, max_new_tokens)
-    out: list[list[tuple[float, bool, int, str]]] = []
-    position = number = 0
-    for prefix, own in zip(prefixes, branches, strict=True):
-        out.append([])
-        for branch in own:
-            part = slice(position, position + len(branch.target))
-            text = texts[number] if texts else ""
-            out[-1].append((float(nll[part].mean()), bool(hit[part.start]), len(prefix), text))
-            position, number = part.stop, number + 1
+    model: LatentModel, llm: LMWrapper, items: Sequence[Item], kind: Kind, protocol: Protocol, max_new_tokens: int
+) -> list[list[_One]]:
+    found = prefixes(model, llm, items, kind)
+    tree = ask(llm, found, kind, protocol, model.config.task_tokens)
+    cache = KeyValues() if max_new_tokens else None
+    scored = model.score(llm, tree, found.rows, cache)
+    guess = scored.logits[scored.rank == 0].argmax(-1)
+    texts = []
+    if cache is not None:
+        texts = continue_greedily(llm, tree, found.rows, cache, guess, max_new_tokens)
+    answers = iter(_answers(scored, texts))
+    out: list[list[_One]] = [[] for _ in items]
+    for context in found.contexts:
+        for _ in context.questions:
+            nll, first, top5, token, text = next(answers)
+            out[context.item].append(_One(nll, first, len(context.segment), top5, token, context.sizes, text))
     return out
 
 
-def _prefixes(
-    model: LatentModel, llm: LMWrapper, items: Sequence[Item], kind: str
-) -> tuple[list[Sequence[int] | range], Tensor]:
-    config, device = model.config, llm.model.device
-    if kind in ("latents", "shuffled"):
-        input_ids, lengths = pad([model.source.encode(i.context)[: config.max_tokens] for i in items])
-        if kind == "shuffled":
-            input_ids, lengths = input_ids.roll(1, 0), lengths.roll(1, 0)
-        z = model.encode(input_ids.to(device), lengths.to(device))
-        rows: Tensor = model.adapter(llm)(z)
-        return [range(min(config.latent_len, n)) for n in lengths.tolist()], rows
-    most = {"none": 0, "first": config.latent_len, "full": config.max_tokens}[kind]
-    return [llm.encode(i.context)[:most] for i in items], model.task_rows(llm, len(items))
+def ask(llm: LMWrapper, found: Prefixes, kind: Kind, protocol: Protocol, task_tokens: int) -> Tree:
+    """The prompts of one batch with their gold answers, a row for each context, a branch for each question."""
+    opening = protocol.opening(llm)
+    starts = [join([llm.special.bos, opening, context.segment]) for context in found.contexts]
+    branches = [
+        [protocol.branch(llm, q, kind, found.capacity, task_tokens) for q in context.questions]
+        for context in found.contexts
+    ]
+    return build(starts, branches).to(llm.model.device)
 
 
-def _generate(
-    llm: LMWrapper,
-    prefixes: Sequence[Sequence[int] | range],
-    branches: Sequence[Sequence[object]],
-    rows: Tensor,
-    most: int,
-) -> list[str]:
-    if not most:
-        return []
-    embeds: list[Tensor] = []
-    for b, (prefix, own) in enumerate(zip(prefixes, branches, strict=True)):
-        start = join([llm.special.bos, prefix])
-        for branch in own:
-            prompt = branch.prompt  # type: ignore[attr-defined]
-            ids, index = (np.concatenate([getattr(start, n), getattr(prompt, n)]) for n in ("ids", "row_index"))
-            tensors = [torch.from_numpy(a)[None].to(rows.device) for a in (ids, index)]
-            embeds.append(llm.splice(tensors[0], tensors[1], rows[b : b + 1])[0])
-    out: list[str] = []
-    for at in range(0, len(embeds), 32):
-        out += [llm.tokenizer.decode(ids).split("\n")[0].strip() for ids in llm.generate(embeds[at : at + 32], most)]
-    return out
+def _answers(scored: Scored, texts: Sequence[str]) -> list[tuple[float, bool, bool, int, str]]:
+    """NLL, top-1, top-5, most likely first token and text of each branch, in order."""
+    nll = F.cross_entropy(scored.logits, scored.labels, reduction="none").double().tolist()
+    starts = (scored.rank == 0).nonzero()[:, 0]
+    five = scored.logits[starts].topk(min(5, scored.logits.shape[-1]), dim=-1).indices
+    hits = (five == scored.labels[starts, None]).tolist()
+    ends = [*starts[1:].tolist(), len(nll)]
+    return [
+        (float(np.mean(nll[a:b])), hit[0], any(hit), guess, texts[n] if texts else "")
+        for n, (a, b, hit, guess) in enumerate(zip(starts.tolist(), ends, hits, five[:, 0].tolist(), strict=True))
+    ]

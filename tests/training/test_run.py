@@ -21,9 +21,10 @@ from latentwire.training.config import Config
 from latentwire.training.curves import draw
 from latentwire.training.data import Item, Question, read_questions
 from latentwire.training.evaluate import measure, pick
+from latentwire.training.evaluation.table import table
 from latentwire.training.llm import LMWrapper
 from latentwire.training.pooling import span_weights
-from latentwire.training.quality import quality, table
+from latentwire.training.quality import quality
 from latentwire.training.report import Request, report, store
 from latentwire.training.train import Trainer
 from latentwire.training.tree import Branch, build

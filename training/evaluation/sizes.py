@@ -1,0 +1,28 @@
+"""Bytes on the wire: a text plain and compressed, latents as frames. Frame sizes as in ``docs/frame.md``."""
+
+from __future__ import annotations
+
+import zlib
+
+import zstandard
+
+HEADER = 24
+"""Bytes of a frame without extensions, in front of its payload."""
+FSQ_BITS = {1: 32, 2: 60}
+"""Bits a latent of each FSQ profile."""
+
+
+def text_bytes(text: str) -> dict[str, int]:
+    """UTF-8, zlib level 9, zstd level 19, and frames of the first and the last; where no text is, nothing travels."""
+    if not text:
+        return dict.fromkeys(("utf8", "zlib", "zstd", "frame text", "frame text/1"), 0)
+    raw = text.encode()
+    small = len(zstandard.ZstdCompressor(level=19, write_content_size=True).compress(raw))
+    sizes = {"utf8": len(raw), "zlib": len(zlib.compress(raw, 9)), "zstd": small}
+    return sizes | {"frame text": HEADER + len(raw), "frame text/1": HEADER + small}
+
+
+def latent_bytes(count: int, d_z: int) -> dict[str, int]:
+    """Frames of ``count`` latents of width ``d_z``, by codec."""
+    sizes = {"frame f16": HEADER + 2 * count * d_z, "frame i8": HEADER + count * (4 + d_z)}
+    return sizes | {f"frame fsq/{p}": HEADER + (count * bits + 7) // 8 for p, bits in FSQ_BITS.items()}
