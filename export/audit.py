@@ -74,6 +74,18 @@ class View:
             tensor = layer.get_input(0)
         return "nothing"
 
+    def sources(self, tensor: Tensor | None) -> list[str]:
+        """Network inputs that a tensor depends on."""
+        found, seen, left = set[str](), set[str](), [tensor] if tensor is not None else []
+        while left:
+            here = left.pop()
+            if here.is_network_input:
+                found.add(here.name)
+            elif here.name not in seen and here.name in self.made_by:
+                seen.add(here.name)
+                left += inputs(self.made_by[here.name])
+        return sorted(found)
+
 
 def view(trt: TensorRt, network: Network) -> View:
     """Read all layers once."""
@@ -208,7 +220,7 @@ def check_attention(seen: View, decoder: Decoder) -> int:
         expect(given.decomposable, False, "attention that may fall back to single operators", where)
         if decoder.flavour == "mask":
             expect(given.causal_kind.name, "NONE", "causal kind beside a mask", where)
-            expect(given.mask is not None, True, "attention without its mask", where)
+            expect(seen.sources(given.mask), ["kv_lengths", "position_ids"], "what the mask is made of", where)
             expect(seen.origin(given.key_value_lengths), "nothing", "lengths beside a mask", where)
         else:
             expect(given.causal_kind.name, "LOWER_RIGHT", "causal kind", where)

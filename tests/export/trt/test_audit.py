@@ -169,6 +169,35 @@ def test_faults_are_named(change: Change, what: str, where: str, plain: Any, cha
     assert where in caught.value.where
 
 
+def no_mask(model: onnx.ModelProto) -> None:
+    nodes(model, "Attention")[1].input[3] = ""
+
+
+def mask_without_lengths(model: onnx.ModelProto) -> None:
+    both = nodes(model, "And")[0]
+    both.input[1] = both.input[0]
+
+
+def causal_beside_the_mask(model: onnx.ModelProto) -> None:
+    nodes(model, "Attention")[0].attribute.append(helper.make_attribute("is_causal", 1))
+
+
+@pytest.mark.parametrize(
+    ("change", "what"),
+    [
+        (no_mask, "what the mask is made of"),
+        (mask_without_lengths, "what the mask is made of"),
+        (causal_beside_the_mask, "TensorRT"),
+    ],
+    ids=lambda v: getattr(v, "__name__", ""),
+)
+def test_faults_of_the_mask_are_named(change: Change, what: str, plain: Any, changed: Any, parse: Any) -> None:
+    with pytest.raises(BundleError) as caught:
+        parse(changed(plain("llama", "fp16", "mask"), change))
+    assert caught.value.code == 4012
+    assert what in caught.value.what
+
+
 def test_layer_that_is_missing(plain: Any, parse: Any) -> None:
     bundle = plain("llama")
     m = bundle.manifest

@@ -77,12 +77,12 @@ def test_buffers_serve_a_second_batch(compiled: Any, make_engine: Any, embed: An
     for order in (slice(None), slice(None, None, -1)):
         engine.prefill(buffers, embeds[order].copy(), lengths[order].copy())
         got = [buffers.next_token.copy()]
-        for step in range(NEW - 1):
+        for step in range(NEW):  # odd: the next batch begins in the other turn
             engine.decode(buffers)
             got.append(buffers.next_token.copy())
             if step == 2:
                 greedy(engine, embed, prompts[:3], new=4)
-        wanted, _ = greedy(engine, embed, prompts[order])
+        wanted, _ = greedy(engine, embed, prompts[order], new=NEW + 1)
         assert np.stack(got, axis=1).tolist() == wanted.tolist()
 
 
