@@ -1,7 +1,7 @@
-"""The safetensors files of one model, read in blocks of rows.
+"""The safetensors files of one model, read in blocks.
 
-In: paths. Out: names, shapes, and rows as they are stored. Bytes are read with plain reads into one block: a file
-that is mapped into memory stays there as long as there is room, which hides how much an export really needs.
+In: paths. Out: names, shapes, and rows or columns as they are stored. Bytes are read into one block, not mapped: a
+mapped file stays in memory as long as there is room, which hides how much an export really needs.
 """
 
 from __future__ import annotations
@@ -24,7 +24,19 @@ Array = npt.NDArray[Any]
 BLOCK: Final = 1 << 23
 """Elements read at once: 16 MiB of bfloat16, and a few times that while they are converted."""
 
-DTYPES: Final = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+DTYPES: Final[dict[str, str]] = {
+    "I64": "int64",
+    "F32": "float32",
+    "I32": "int32",
+    "BF16": "bfloat16",
+    "F16": "float16",
+    "F8_E4M3": "float8_e4m3fn",
+    "I8": "int8",
+    "U8": "uint8",
+}
+"""Dtypes by their names in a file -> in numpy, in the order in which the safetensors library writes their tensors."""
+FLOATS: Final = ("F32", "F16", "BF16")
+"""What a model's own weights may be."""
 
 
 @dataclass(frozen=True)
@@ -80,6 +92,23 @@ class Shards:
             at += block.nbytes
             yield block
 
+    def part(self, name: str, axis: int, at: int, count: int) -> Array:
+        """``count`` rows (axis 0) or columns (axis 1) of a tensor from index ``at`` on, of the stored dtype.
+
+        Raises:
+            ModelError: 3206 the bytes cannot be read.
+        """
+        import ml_dtypes  # noqa: F401  # teaches numpy the names of the narrow dtypes
+
+        held = self.held[name]
+        shape, dtype = held.place.shape, np.dtype(DTYPES[held.place.dtype])
+        count = min(count, shape[axis] - at)
+        block = np.empty((*shape[:axis], count, *shape[axis + 1 :]), dtype)
+        inner = int(np.prod(shape[axis + 1 :], dtype=np.int64)) * dtype.itemsize
+        for number, run in enumerate(block.reshape(-1, count * inner // dtype.itemsize)):
+            _fill(held, name, run, held.place.offset + (number * shape[axis] + at) * inner)
+        return block
+
     def _open(self, path: Path, stack: ExitStack) -> None:
         if not path.is_file():
             raise ModelError(3204, "a weight file is missing", where=str(path), fix="fetch the model again")
@@ -103,12 +132,12 @@ class Shards:
     def _dtype(name: str, held: Held) -> np.dtype[Any]:
         import ml_dtypes  # noqa: F401  # teaches numpy the name bfloat16
 
-        if held.place.dtype not in DTYPES:
+        if held.place.dtype not in FLOATS:
             raise ModelError(
                 3203,
                 f"unsupported weight dtype {held.place.dtype}",
                 where=f"tensor {name} in {held.path}",
-                expected=f"supported: {', '.join(DTYPES)}",
+                expected=f"supported: {', '.join(FLOATS)}",
                 fix="choose the model's unquantised form",
             )
         return np.dtype(DTYPES[held.place.dtype])

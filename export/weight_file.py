@@ -13,7 +13,7 @@ import math
 import os
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Final, Self
+from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -26,21 +26,10 @@ from .external import Layout, read_layout
 from .families import DecoderConfig
 from .precision import Precision
 from .quantize import Stored, convert, kind, stored
+from .shards import DTYPES
 from .weights import WeightReader
 
 Array = npt.NDArray[Any]
-
-DTYPES: Final[dict[str, str]] = {
-    "I64": "int64",
-    "F32": "float32",
-    "I32": "int32",
-    "BF16": "bfloat16",
-    "F16": "float16",
-    "F8_E4M3": "float8_e4m3fn",
-    "I8": "int8",
-    "U8": "uint8",
-}
-"""Dtypes by their names in the file -> in numpy, in the order in which the library writes their tensors."""
 
 
 class WeightFile:

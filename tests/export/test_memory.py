@@ -116,19 +116,15 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     ["fp16", "int8", pytest.param("fp32", marks=pytest.mark.slow), pytest.param("w4", marks=pytest.mark.slow)],
 )
 def test_memory_does_not_grow_with_the_model(precision: str, models: list[Path], tmp_path: Path) -> None:
-    """Peak memory above the start against bytes written: slope at most 0.3, and never more than a few blocks.
-
-    Checking by value maps the written file, so it counts pages that the system may take back: shown, not judged.
-    """
+    """Peak memory above the start against bytes written: slope at most 0.3, and never more than a few blocks."""
     found = [measure(model, tmp_path / "out", precision) for model in models]
     written = np.array([f["bytes"] for f in found]) / MB
     for peak in ("export", "check"):
         needed = np.array([f[peak] for f in found]) / MB
         slope = np.polyfit(written, needed, 1)[0]
         print(f"{precision} {peak}: {written.round()} MB written, {needed.round()} MB needed, slope {slope:.3f}")
-        if peak == "export":
-            assert slope <= 0.3
-            assert needed.max() <= 400
+        assert slope <= 0.3
+        assert needed.max() <= 400
 
 
 @pytest.fixture
@@ -148,4 +144,4 @@ def test_llama_8b_shape(room: Path) -> None:
     found = measure(room / "model", room / "out", "fp16")
     print({name: f"{value:.5g}" for name, value in found.items()})
     assert found["bytes"] >= size
-    assert found["export"] <= 1e9
+    assert max(found["export"], found["check"]) <= 1e9

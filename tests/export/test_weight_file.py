@@ -20,7 +20,8 @@ from latentwire.export.external import read_layout, write_weights
 from latentwire.export.families import read_config
 from latentwire.export.precision import PRECISIONS
 from latentwire.export.quantize import Stored, convert, kind
-from latentwire.export.weight_file import DTYPES, WeightFile, stream_table, write_decoder
+from latentwire.export.shards import DTYPES
+from latentwire.export.weight_file import WeightFile, stream_table, write_decoder
 from latentwire.export.weights import EMBEDDING, WeightReader
 from latentwire.models.folder import ModelFolder
 
