@@ -4,6 +4,7 @@ Letters: B rows, S tokens of a text, T prompt length, M latents, K task rows, H 
 C cache capacity. An engine knows arrays only: no text, no frames, no stop rules.
 
     z = engine.encode(ids, lengths, 32)                 compress side
+    codes = engine.quantise(z)                          where the bundle has a quantiser
     rows = engine.adapt(z)                              answer side
     embeds = engine.splice(ids, row_index, rows)
     buffers = engine.alloc(batch, capacity)
@@ -28,8 +29,9 @@ if TYPE_CHECKING:
 F32 = npt.NDArray[np.float32]
 I64 = npt.NDArray[np.int64]
 
-PARTS: Final = ("encoder", "adapter", "splice", "decoder")
-"""The four graphs of a bundle. An engine loads one when it is first used."""
+PARTS: Final = ("encoder", "adapter", "splice", "decoder", "quantise", "dequantise")
+"""The graphs of a bundle; only one whose encoder was trained with a quantiser has the last two. An engine loads one
+when it is first used."""
 
 
 class Engine(Protocol):
@@ -68,6 +70,18 @@ class Engine(Protocol):
         Raises:
             LatentError: 3001 NaN or infinity; 3002 shape, dtype or length out of range.
         """
+        ...
+
+    def quantise(self, latents: F32) -> I64:
+        """Latents float32 [B,M,d_z] to codes int64 [B,M,D], each latent alone. Raises as ``encode``.
+
+        Raises:
+            BundleError: 4008 the bundle has no quantiser.
+        """
+        ...
+
+    def dequantise(self, codes: I64) -> F32:
+        """Codes int64 [B,M,D] to latents float32 [B,M,d_z]. Raises as ``quantise``."""
         ...
 
     def adapt(self, latents: F32) -> F32:

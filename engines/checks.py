@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ..core.errors import LatentError
+from ..core.errors import BundleError, LatentError
 from .base import I64
+from .bundle import Bundle
 from .manifest import LlmInfo, Manifest
 
 
@@ -29,6 +30,19 @@ def finite(array: npt.NDArray[Any], what: str, engine: str) -> None:
             expected=f"expected finite numbers, got {int(bad.sum())} bad rows of {len(bad)}",
             fix="check the text of that row and the bundle's weights",
         )
+
+
+def optional_part(bundle: Bundle, part: str) -> str:
+    """``part``, or BundleError 4008 where the bundle's encoder was trained without it."""
+    if part not in bundle.manifest.graphs:
+        raise BundleError(
+            4008,
+            "bundle has no quantiser",
+            where=str(bundle.path),
+            expected=f"expected a graph {part}, got {', '.join(sorted(bundle.manifest.graphs))}",
+            fix="use codec i8 or f16, or a checkpoint that was trained with fsq_profile",
+        )
+    return part
 
 
 def check_lengths(lengths: I64, batch: int, longest: int, what: str) -> None:

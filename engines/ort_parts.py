@@ -16,7 +16,7 @@ from ..core.errors import BundleError
 from .base import F32, I64, PARTS
 from .buffers import cache_names
 from .bundle import Bundle
-from .checks import check_lengths, check_splice, finite
+from .checks import check_lengths, check_splice, finite, optional_part
 from .ort_session import CPU, Providers, guarded, open_session, usable_processors
 from .tensors import GraphSpec, check_all
 
@@ -63,6 +63,15 @@ class OrtParts:
         sizes = check_all(given, self.io_spec()["encoder"].inputs)
         check_lengths(lengths, sizes["B"], min(sizes["S"], self.bundle.manifest.encoder.max_tokens), "encoder lengths")
         return self._run("encoder", given, "latents")
+
+    def quantise(self, latents: F32) -> I64:
+        """As ``base.Engine.quantise``."""
+        codes = self._run(optional_part(self.bundle, "quantise"), {"latents": latents}, "codes")
+        return codes.astype(np.int64, copy=False)
+
+    def dequantise(self, codes: I64) -> F32:
+        """As ``base.Engine.dequantise``."""
+        return self._run(optional_part(self.bundle, "dequantise"), {"codes": codes}, "latents")
 
     def adapt(self, latents: F32) -> F32:
         """As ``base.Engine.adapt``."""

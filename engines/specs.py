@@ -52,6 +52,15 @@ def adapter_spec(d_z: int, hidden: int) -> GraphSpec:
     return GraphSpec(inputs, (TensorSpec("rows", "float32", ("B", "R", hidden)),))
 
 
+def quantiser_specs(d_z: int, code_dims: int) -> dict[str, GraphSpec]:
+    """Specs of ``quantise`` and ``dequantise``, which a bundle has where its encoder has a quantiser; none for 0."""
+    latents = TensorSpec("latents", "float32", ("B", "M", d_z))
+    codes = TensorSpec("codes", "int64", ("B", "M", code_dims))
+    if not code_dims:
+        return {}
+    return {"quantise": GraphSpec((latents,), (codes,)), "dequantise": GraphSpec((codes,), (latents,))}
+
+
 def splice_spec(hidden: int) -> GraphSpec:
     """Token ids and row numbers to embeddings."""
     inputs = (

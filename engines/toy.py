@@ -19,8 +19,8 @@ import numpy.typing as npt
 from .base import F32, I64
 from .buffers import Buffers, alloc_buffers
 from .bundle import MANIFEST, AdapterInfo, Bundle, EncoderInfo, LlmInfo, Manifest, describe_files, read_bundle
-from .checks import check_decode, check_lengths, check_prefill, check_splice, finite, fitted_capacity
-from .specs import bundle_specs
+from .checks import check_decode, check_lengths, check_prefill, check_splice, finite, fitted_capacity, optional_part
+from .specs import bundle_specs, quantiser_specs
 from .tensors import GraphSpec, check_all
 
 FAMILY: Final = "toy"
@@ -34,6 +34,8 @@ KV_HEADS: Final = 1
 HEAD_DIM: Final = 8
 HIDDEN: Final = HEADS * HEAD_DIM
 LAYERS: Final = 2
+TOY_CODES: Final = 16
+TOY_LEVELS: Final = 4
 
 
 @dataclass
@@ -43,6 +45,7 @@ class ToyWeights:
     seed: int
     d_z: int
     task_tokens: int
+    codes: int = 0
     embedding: F32 = field(init=False)
     layers: list[dict[str, F32]] = field(init=False)
 
@@ -61,6 +64,8 @@ class ToyWeights:
         self.bias[[10, *range(32, 127), EOS]] = 0
         self.task = rng.standard_normal((self.task_tokens, HIDDEN)).astype(np.float32)
         kv = KV_HEADS * HEAD_DIM
+        # Rounded as training does it; a code says on which side of zero its direction lies, and how far.
+        self.to_codes = matrix(self.d_z, self.codes) if self.codes else np.zeros((self.d_z, 0), np.float32)
         shapes = {"q": (HIDDEN, HIDDEN), "k": (HIDDEN, kv), "v": (HIDDEN, kv), "o": (HIDDEN, HIDDEN)}
         self.layers = [{n: matrix(*s) for n, s in (shapes | {"up": (HIDDEN, HIDDEN)}).items()} for _ in range(LAYERS)]
 
@@ -76,7 +81,7 @@ class ToyEngine:
         self.bundle = bundle
         settings = json.loads(bundle.file(WEIGHTS).read_text(encoding="utf-8"))
         m = bundle.manifest
-        self.weights = ToyWeights(int(settings["seed"]), m.encoder.d_z, m.adapter.task_tokens)
+        self.weights = ToyWeights(int(settings["seed"]), m.encoder.d_z, m.adapter.task_tokens, _code_dims(m))
 
     def io_spec(self) -> Mapping[str, GraphSpec]:
         """As ``base.Engine.io_spec``."""
@@ -99,6 +104,20 @@ class ToyEngine:
             spans = np.array_split(states[b, :length], min(latents, int(length)))
             z[b, : len(spans)] = np.stack([s.mean(axis=0) for s in spans]) @ self.weights.to_z
         finite(z, "latents", self.name)
+        return z
+
+    def quantise(self, latents: F32) -> I64:
+        """As ``base.Engine.quantise``."""
+        check_all({"latents": latents}, self.io_spec()[optional_part(self.bundle, "quantise")].inputs)
+        x = np.tanh(latents @ self.weights.to_codes)
+        codes: I64 = np.clip(np.floor((x + 1) * (TOY_LEVELS / 2)), 0, TOY_LEVELS - 1).astype(np.int64)
+        return codes
+
+    def dequantise(self, codes: I64) -> F32:
+        """As ``base.Engine.dequantise``."""
+        check_all({"codes": codes}, self.io_spec()[optional_part(self.bundle, "dequantise")].inputs)
+        x = (2 * codes + 1) / TOY_LEVELS - 1
+        z: F32 = (x @ np.linalg.pinv(self.weights.to_codes)).astype(np.float32)
         return z
 
     def adapt(self, latents: F32) -> F32:
@@ -189,13 +208,24 @@ def _norm(x: F32) -> F32:
     return scale
 
 
+def _code_dims(manifest: Manifest) -> int:
+    return TOY_CODES if "quantise" in manifest.graphs else 0
+
+
 def write_toy_bundle(
-    folder: str | Path, *, seed: int = 0, d_z: int = 8, latents: int = 8, task_tokens: int = 2, max_tokens: int = 64
+    folder: str | Path,
+    *,
+    seed: int = 0,
+    d_z: int = 8,
+    latents: int = 8,
+    task_tokens: int = 2,
+    max_tokens: int = 64,
+    quantiser: bool = False,
 ) -> Bundle:
     """Write a complete toy bundle into ``folder`` (made if absent) and open it.
 
     Two seeds give two encoders with different fingerprints, whose frames must not be mixed. Both tokenizers
-    are byte-level: one token a UTF-8 byte, 256 BOS, 257 EOS.
+    are byte-level: one token a UTF-8 byte, 256 BOS, 257 EOS. ``quantiser`` adds one of 16 codes of 4 levels.
     """
     path = Path(folder)
     path.mkdir(parents=True, exist_ok=True)
@@ -210,7 +240,7 @@ def write_toy_bundle(
         encoder=EncoderInfo("toy", mark, d_z, latents, max_tokens),
         llm=llm,
         adapter=AdapterInfo("toy", task_tokens, mark),
-        graphs=bundle_specs(llm, d_z, "float32"),
+        graphs=bundle_specs(llm, d_z, "float32") | quantiser_specs(d_z, TOY_CODES if quantiser else 0),
         precision="fp32",
         quality={},
         versions={},

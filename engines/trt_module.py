@@ -12,7 +12,6 @@ from typing import Final, cast
 from ..core.errors import EnvironmentFault, InputError
 from .trt_api import TensorRt
 
-
 LABEL: Final = "parser-audited, ahead-of-time compiled (RTX), not GPU-verified"
 """How far the TensorRT backend has been run; stands wherever it is offered, until a GPU has run it."""
 

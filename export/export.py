@@ -15,7 +15,7 @@ from typing import Any, Final
 
 from ..core.files import atomic_folder, atomic_write_json
 from ..engines.bundle import MANIFEST, Bundle, LlmInfo, Manifest, describe_files, read_bundle
-from ..engines.specs import bundle_specs
+from ..engines.specs import bundle_specs, quantiser_specs
 from ..models.folder import ModelFolder
 from ..models.store import resolve
 from .checkpoint import Adapter, Checkpoint, read_checkpoint
@@ -24,6 +24,7 @@ from .families import DecoderConfig
 from .parity import Report, Verify, verify
 from .parts import write_adapter, write_encoder, write_llm
 from .plans import add_plans, prepare
+from .quantiser import code_dims, write_quantiser
 from .target import PLAIN, Target
 from .yardstick import find_reference
 
@@ -75,6 +76,7 @@ def export_bundle(request: Request) -> Bundle:
     with atomic_folder(request.out, overwrite=request.overwrite) as folder:
         config = write_llm(llm, folder, target, scales)
         write_encoder(checkpoint, llm, folder)
+        write_quantiser(checkpoint, folder)
         write_adapter(checkpoint, adapter, config, folder, target)
         bundle = seal(checkpoint, adapter, llm_info(llm, config, target.precision.dtype), target, folder)
         report = verify(bundle, llm, yardstick, request.verify, threads=request.threads)
@@ -117,7 +119,8 @@ def seal(checkpoint: Checkpoint, adapter: Adapter, llm: LlmInfo, target: Target,
         encoder=checkpoint.encoder,
         llm=llm,
         adapter=adapter.info,
-        graphs=bundle_specs(llm, checkpoint.encoder.d_z, llm.dtype, target.capacity or "C"),
+        graphs=bundle_specs(llm, checkpoint.encoder.d_z, llm.dtype, target.capacity or "C")
+        | quantiser_specs(checkpoint.encoder.d_z, code_dims(folder)),
         precision=target.precision.name,
         quality=checkpoint.quality,
         versions=versions(),

@@ -29,10 +29,15 @@ from .tables import Table
 from .weights import EMBEDDING
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from ..training.model import LatentModel
 
 TOLERANCE: Final = 1e-4
 """Largest relative difference (Frobenius norm) of graph and module; both read the same fp16 weights in fp32."""
+
+CODES_APART: Final = 2e-3
+"""Largest share of codes of a traced quantiser that differ from the module's."""
 
 DATA_OPTIONS: Final = ("data", "eval_data", "prose")
 
@@ -95,6 +100,7 @@ def trace_and_compare(model: LatentModel, folder: Path) -> None:
         slots = np.arange(z.shape[1])
         feeds = {"input_ids": ids.numpy(), "lengths": lengths.numpy(), "slots": slots}
         _compare(folder / "encoder.onnx", {TABLE: table}, feeds, encoder_spec(z.shape[2]), z.numpy())
+        _compare_quantiser(model, folder, z)
         # Without the short text: its empty slots are zero, and a lookup by angle is arbitrary for them.
         z = z[:2]
         for llm in model.llms:
@@ -103,6 +109,19 @@ def trace_and_compare(model: LatentModel, folder: Path) -> None:
             graph = (folder / adapter_file(llm.name)).with_suffix(".onnx")
             tables = {EMBEDDING: llm.embedding.numpy()}
             _compare(graph, tables, {"latents": z.numpy()}, adapter_spec(z.shape[2], llm.width), rows)
+
+
+def _compare_quantiser(model: LatentModel, folder: Path, z: Tensor) -> None:
+    """Run the quantiser's graphs, if there are any, against it; BundleError 4010."""
+    if model.quantiser is None:
+        return
+    codes = model.quantiser.codes(z).numpy()
+    found = _run(folder / "quantise.onnx", {"latents": z.numpy()})
+    # A value on the edge of two levels may fall to either side of it, as sums are made in another order.
+    _judge("quantise.onnx", "share of other codes", float((found != codes).mean()), CODES_APART)
+    found = _run(folder / "dequantise.onnx", {"codes": codes})
+    expected = model.quantiser.latents(model.quantiser.codes(z)).numpy()
+    _judge("dequantise.onnx", "relative difference", _apart(found, expected), TOLERANCE)
 
 
 def _compare(
@@ -119,12 +138,26 @@ def _compare(
         }
         place_module(graph, graph.with_suffix(".safetensors"), placed, stored, spec)
         (found,) = open_session(placed, 0).run(None, dict(feeds))
-    error = float(np.linalg.norm(found - expected) / np.linalg.norm(expected))
-    message(f"publish: {graph.name} differs from its module by {error:.1e}")
-    if not error <= TOLERANCE:
+    _judge(graph.name, "relative difference", _apart(found, expected), TOLERANCE)
+
+
+def _run(graph: Path, feeds: Mapping[str, npt.NDArray[Any]]) -> npt.NDArray[Any]:
+    """A graph that reads no table of others: its weights lie beside it."""
+    (found,) = open_session(graph, 0).run(None, dict(feeds))
+    out: npt.NDArray[Any] = found
+    return out
+
+
+def _apart(found: npt.NDArray[Any], expected: npt.NDArray[Any]) -> float:
+    return float(np.linalg.norm(found - expected) / np.linalg.norm(expected))
+
+
+def _judge(graph: str, what: str, error: float, most: float) -> None:
+    message(f"publish: {graph}, {what} from its module {error:.1e}")
+    if not error <= most:
         raise BundleError(
             4010,
             "graph differs from its module",
-            where=str(graph.name),
-            expected=f"expected a relative difference of at most {TOLERANCE}, got {error:.3g}",
+            where=graph,
+            expected=f"expected a {what} of at most {most}, got {error:.3g}",
         )

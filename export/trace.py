@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
+    from ..training.fsq import Quantiser
     from ..training.model import LatentModel
 
 FOLDED_ELEMENTS: Final = 16
@@ -36,11 +37,11 @@ INLINE_BYTES: Final = 1024
 
 
 def trace_checkpoint(model: LatentModel, folder: Path) -> list[Path]:
-    """Write ``encoder.onnx`` and an ``adapter-LLM.onnx`` for each LLM into a published (fp16) checkpoint.
+    """Write ``encoder.onnx``, the quantiser's two graphs and an ``adapter-LLM.onnx`` for each LLM.
 
     Args:
         model: the trained model on the CPU.
-        folder: holds the fp16 safetensors files of the same model.
+        folder: a published checkpoint: holds the fp16 safetensors files of the same model.
 
     Raises:
         BundleError: 4001 a graph carries a large constant that no weight file holds.
@@ -63,6 +64,8 @@ def trace_checkpoint(model: LatentModel, folder: Path) -> list[Path]:
             folder / "encoder.onnx",
         )
     ]
+    if model.quantiser is not None:
+        done += _trace_quantiser(model.quantiser, config.d_z, folder)
     for llm in model.llms:
         z = torch.randn(2, config.latent_len, config.d_z)
         done.append(
@@ -77,6 +80,33 @@ def trace_checkpoint(model: LatentModel, folder: Path) -> list[Path]:
             )
         )
     return done
+
+
+def _trace_quantiser(quantiser: Quantiser, d_z: int, folder: Path) -> list[Path]:
+    """``quantise.onnx`` and ``dequantise.onnx``; their weights are among the encoder's."""
+    import torch
+    from torch import Tensor, nn
+
+    from ..training.checkpoint import encoder_file
+
+    class _Codes(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.quantiser = quantiser
+
+        def forward(self, latents: Tensor) -> Tensor:
+            return self.quantiser.codes(latents)
+
+    class _Latents(_Codes):
+        def forward(self, codes: Tensor) -> Tensor:
+            return self.quantiser.latents(codes)
+
+    weights, axes = read_layout(folder / encoder_file()), {0: "B", 1: "M"}
+    z, codes = torch.randn(2, 5, d_z), torch.ones(2, 5, quantiser.dims, dtype=torch.int64)
+    return [
+        _trace(_Codes(), {"latents": z}, {"latents": axes}, "codes", weights, {}, folder / "quantise.onnx"),
+        _trace(_Latents(), {"codes": codes}, {"codes": axes}, "latents", weights, {}, folder / "dequantise.onnx"),
+    ]
 
 
 def AnswerRows(adapter: nn.Module, task_tokens: int) -> nn.Module:  # noqa: N802 - stands for a class, made late because of torch

@@ -4,6 +4,6 @@ from __future__ import annotations
 
 from typing import Literal
 
-CodecName = Literal["f16", "i8", "text"]
+CodecName = Literal["f16", "i8", "fsq", "text"]
 BackendName = Literal["auto", "ort", "trt", "torch-ref", "toy"]
 TooLong = Literal["error", "truncate", "chunk"]

@@ -32,7 +32,9 @@ def compress_command(
     inputs: Annotated[list[str], typer.Argument(help="Files or folders of texts.", metavar="INPUT...")],
     out: Annotated[Path, typer.Option("--out", "-o", help="New folder for the frames.")],
     bundle: BundleOption,
-    codec: Annotated[CodecName, typer.Option(help="i8: small. f16: exact. text: the text itself.")] = "i8",
+    codec: Annotated[
+        CodecName, typer.Option(help="i8: small. f16: exact. fsq: tiny, if trained. text: as it is.")
+    ] = "i8",
     latents: Annotated[int | None, typer.Option(min=1, help="Latents a text. Default: as the bundle says.")] = None,
     on_too_long: Annotated[
         TooLong,

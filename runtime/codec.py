@@ -45,7 +45,7 @@ PROFILES: Final[dict[int, tuple[int, ...]]] = {
 }
 """Profiles that this reader knows, by codec."""
 
-BY_NAME: Final = {"f16": Codec.F16, "i8": Codec.I8, "text": Codec.TEXT}
+BY_NAME: Final = {"f16": Codec.F16, "i8": Codec.I8, "fsq": Codec.FSQ, "text": Codec.TEXT}
 """Codecs that this writer offers."""
 
 

@@ -8,15 +8,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from ..core.errors import InputError, LatentWireError
 from ..engines.base import Engine
+from ..engines.bundle import EncoderInfo
 from . import message
 from .codec import BY_NAME, Codec
 from .encode import Windowed, clean, encode, window
 from .memory import Room
 from .message import Message
 from .options import CompressOptions
+from .quantise import require_quantiser, to_codes
 from .tokenizer import TextTokenizer
 
 
@@ -56,7 +59,8 @@ def compress(
         room: what is known about memory; None: nothing yet.
 
     Raises:
-        InputError: 2111 more latents asked for than the encoder's window has tokens.
+        InputError: 2111 more latents asked for than the encoder's window has tokens, or codes of a bundle without
+            a quantiser.
         LatentError: 3002 the engine and the bundle disagree about shapes.
     """
     latents = latent_count(engine, options)
@@ -64,12 +68,15 @@ def compress(
     windowed = _windows(tokenizer, texts, names, engine.bundle.manifest.encoder.max_tokens, options)
     codec = BY_NAME[options.codec]
     chunks = [c for w in windowed if isinstance(w, Windowed) for c in w.chunks] if codec != Codec.TEXT else []
-    made = iter(encode(engine, chunks, latents, options.batch_size, room))
+    if codec == Codec.FSQ:
+        require_quantiser(engine)
+    encoded = encode(engine, chunks, latents, options.batch_size, room)
+    made = iter(encoded if codec != Codec.FSQ else to_codes(engine, encoded))
     out: list[Compressed | LatentWireError] = []
     for text, found in zip(texts, windowed, strict=True):
         if isinstance(found, Windowed):
             parts = [next(made) for _ in found.chunks] if codec != Codec.TEXT else []
-            out.append(_pack(text, found, parts, codec, engine.bundle.manifest.encoder.model_id))
+            out.append(_pack(text, found, parts, codec, engine.bundle.manifest.encoder))
         else:
             out.append(found)
     return out
@@ -113,7 +120,7 @@ def _windows(
 
 
 def _pack(
-    text: str, found: Windowed, parts: Sequence[object], codec: Codec, model_id: bytes
+    text: str, found: Windowed, parts: Sequence[Any], codec: Codec, encoder: EncoderInfo
 ) -> Compressed | LatentWireError:
     text = text.removeprefix("\ufeff")
     try:
@@ -123,7 +130,10 @@ def _pack(
             for part in parts:
                 if isinstance(part, LatentWireError):
                     raise part
-            packed = message.from_latents(parts, codec, model_id, truncated=found.truncated)  # type: ignore[arg-type]
+            if codec == Codec.FSQ:
+                packed = message.from_codes(parts, encoder.d_z, encoder.model_id, truncated=found.truncated)
+            else:
+                packed = message.from_latents(parts, codec, encoder.model_id, truncated=found.truncated)
     except LatentWireError as e:
         return e
     return Compressed(packed, found.tokens, len(text.encode()), found.truncated)

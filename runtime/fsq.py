@@ -17,6 +17,19 @@ PROFILES: Final = {1: (16, 2), 2: (20, 3)}
 """Profile -> (dimensions, bits a dimension): 16 x 4 levels and 20 x 8 levels."""
 
 
+def profile_of(dims: int) -> int:
+    """Profile whose latents have ``dims`` codes.
+
+    Raises:
+        FrameError: 1107 no profile has.
+    """
+    for profile, (own, _) in PROFILES.items():
+        if own == dims:
+            return profile
+    known = ", ".join(str(own) for own, _ in PROFILES.values())
+    raise FrameError(1107, f"no fsq profile has {dims} codes a latent", expected=f"expected one of {known}")
+
+
 def bits_per_latent(profile: int) -> int:
     """32 for profile 1, 60 for profile 2."""
     dims, bits = PROFILES[profile]

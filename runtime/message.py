@@ -9,10 +9,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 
 from ..core.errors import FrameError
 from . import codec as codecs
-from . import tlv, wire
+from . import fsq, tlv, wire
 from .codec import F32, Codec
 from .wire import Frame
 
@@ -56,6 +57,21 @@ class Message:
             return np.empty((0, 0), np.float32)
         return np.concatenate([codecs.decode_latents(f.payload, f.codec, f.profile, f.m, f.d_z) for f in self.frames])
 
+    @property
+    def is_codes(self) -> bool:
+        """The frames carry codes, which the encoder's own quantiser turns into latents."""
+        return self.frames[0].codec == Codec.FSQ
+
+    def codes(self) -> npt.NDArray[np.uint8]:
+        """Codes of all chunks, uint8 [m, D].
+
+        Raises:
+            FrameError: 1109 chunks of several profiles.
+        """
+        if len({f.profile for f in self.frames}) > 1:
+            raise FrameError(1109, "chunks of one text differ in profile")
+        return np.concatenate([fsq.unpack_codes(f.payload, f.profile, f.m) for f in self.frames])
+
     def text(self) -> str:
         """The text of text frames."""
         return "".join(codecs.decode_text(f.payload, f.profile) for f in self.frames)
@@ -72,6 +88,19 @@ def from_latents(chunks: Sequence[F32], codec: Codec, model_id: bytes, *, trunca
         Frame(codec, codecs.encode_latents(z, codec), len(z), z.shape[1], model_id, flags=flags, extensions=part)
         for z, part in zip(chunks, chunk_marks(len(chunks)), strict=True)
     ]
+    return Message(tuple(frames))
+
+
+def from_codes(
+    chunks: Sequence[npt.NDArray[np.uint8]], d_z: int, model_id: bytes, *, truncated: bool = False
+) -> Message:
+    """Codes uint8 [m, D] of every chunk to frames; ``d_z`` is the width of the latents they stand for."""
+    flags = wire.TRUNCATED if truncated else 0
+    frames = []
+    for codes, part in zip(chunks, chunk_marks(len(chunks)), strict=True):
+        profile = fsq.profile_of(codes.shape[1])
+        payload = fsq.pack_codes(codes, profile)
+        frames.append(Frame(Codec.FSQ, payload, len(codes), d_z, model_id, profile, flags, part))
     return Message(tuple(frames))
 
 

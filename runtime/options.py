@@ -33,7 +33,8 @@ class CompressOptions:
     """How texts become frames.
 
     Attributes:
-        codec: ``f16`` keeps every latent to 11 bits, ``i8`` halves the bytes, ``text`` sends the text itself.
+        codec: ``f16`` keeps every latent to 11 bits, ``i8`` halves the bytes, ``fsq`` sends 4 or 8 bytes a
+            latent where the bundle's encoder was trained for it, ``text`` sends the text itself.
         latents: M, latents of a text or chunk; None: the bundle's own number. A shorter text gets fewer.
         on_too_long: what to do with a text over the encoder's window: refuse it, cut it, or send several frames.
         batch_size: texts or chunks that the encoder reads at once.

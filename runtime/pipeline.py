@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Final, Self, TypeVar
 
 from ..core.errors import InputError, LatentError, LatentWireError
 from ..core.prompt import question_ids
-from ..engines.base import PARTS, Engine
+from ..engines.base import F32, PARTS, Engine
 from ..engines.opening import open_engine
 from . import message, wire
 from .answer import Answer
@@ -28,13 +28,14 @@ from .generate import Generator, Request, no_latents
 from .memory import Room
 from .message import Message
 from .options import CompressOptions, GenerateOptions
+from .quantise import to_latents
 from .tokenizer import TextTokenizer
 
 if TYPE_CHECKING:
     from ..engines.bundle import Verify
 
-COMPRESS_PARTS: Final = ("encoder",)
-GENERATE_PARTS: Final = ("adapter", "splice", "decoder")
+COMPRESS_PARTS: Final = ("encoder", "quantise")
+GENERATE_PARTS: Final = ("adapter", "splice", "decoder", "dequantise")
 
 _COMPRESS: Final = CompressOptions()
 _GENERATE: Final = GenerateOptions()
@@ -177,6 +178,12 @@ class Pipeline:
                 expected = f"expected d_z {encoder.d_z}, got {frame.d_z}"
                 raise LatentError(3002, "latents have another size than the adapter reads", expected=expected)
 
+    def _latents(self, context: Message) -> F32:
+        # Without a quantiser ``z`` says what is missing.
+        if context.is_codes and "dequantise" in self.bundle.manifest.graphs:
+            return to_latents(self.engine, context.codes())
+        return context.z()
+
     def _request(self, context: Context, prompt: str, options: GenerateOptions, where: str) -> Request:
         question = tuple(question_ids(self.tokenizer.encode, clean(prompt, where)))
         if isinstance(context, bytes):
@@ -184,7 +191,7 @@ class Pipeline:
         if isinstance(context, Message):
             self._check_encoder(context)
         if isinstance(context, Message) and not context.is_text:
-            request = Request(context.z(), (), question)
+            request = Request(self._latents(context), (), question)
         else:
             text = context.text() if isinstance(context, Message) else clean(context, where)
             request = Request(no_latents(), tuple(self.tokenizer.encode(text)), question)

@@ -107,8 +107,10 @@ def start_quantiser(quantiser: Quantiser, z: Tensor) -> None:
     deviation = scale / max(1, len(z) - 1) ** 0.5
     # A rotation of whitened directions leaves them white; without it the last ones would hold mostly noise.
     turn = torch.linalg.qr(torch.randn(quantiser.dims, quantiser.dims, generator=torch.Generator().manual_seed(0)))[0]
-    kept = directions[: quantiser.dims] / deviation[: quantiser.dims, None].clamp(min=1e-6)
-    weight = 0.86 * turn.double() @ kept
+    # There may be fewer directions than codes, and directions in which nothing varies.
+    telling = directions[deviation > 1e-4 * deviation[0]][: quantiser.dims]
+    kept = telling / deviation[: len(telling), None]
+    weight = 0.86 * turn[:, : len(kept)].double() @ kept * (quantiser.dims / len(kept)) ** 0.5
     quantiser.down.linear.weight.copy_(weight)
     quantiser.down.linear.bias.copy_(-(weight @ mean.double()))
     x = to_values(quantiser.codes(z[None])[0], quantiser.levels).double()

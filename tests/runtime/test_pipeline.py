@@ -55,7 +55,7 @@ def test_latents_option(pipe: Pipeline) -> None:
     assert caught.value.code == 2111
 
 
-@pytest.mark.parametrize("bad", [{"latents": 0}, {"batch_size": 0}, {"codec": "fsq"}, {"on_too_long": "cut"}])
+@pytest.mark.parametrize("bad", [{"latents": 0}, {"batch_size": 0}, {"codec": "lm"}, {"on_too_long": "cut"}])
 def test_options_are_checked(bad: dict[str, Any]) -> None:
     with pytest.raises(InputError) as caught:
         CompressOptions(**bad)

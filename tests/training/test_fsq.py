@@ -120,6 +120,15 @@ def test_the_start_uses_every_level_and_points_the_right_way() -> None:
     assert after > 0.9 > before
 
 
+def test_the_start_bears_few_directions() -> None:
+    torch.manual_seed(1)
+    flat = torch.randn(50, 3) @ torch.randn(3, 24)
+    for z in (flat, flat[:4]):
+        quantiser = Quantiser(24, 2, 4)
+        start_quantiser(quantiser, z)
+        assert torch.cosine_similarity(quantiser.latents(quantiser.codes(z[None]))[0], z, dim=-1).mean() > 0.95
+
+
 def test_share_of_rounded_samples_grows_to_one() -> None:
     shares = [rounding_share(s, 90, 0.5, 1 / 3) for s in (0, 15, 30, 89)]
     assert shares == pytest.approx([0.5, 0.75, 1.0, 1.0])
