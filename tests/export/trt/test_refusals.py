@@ -133,3 +133,18 @@ def test_what_a_release_can_do(package: str, version: str, flavour: str, able: b
         check_flavour(package, version, flavour)
     assert caught.value.code == 2111
     assert f"{package} {version} cannot run" in caught.value.what
+
+
+def test_native_builder_without_a_gpu(rtx: Any) -> None:
+    """Native TensorRT's factory returns null, which its bindings raise as a TypeError."""
+    from latentwire.engines.trt_log import shared_log
+    from latentwire.export.plan import make_builder
+
+    class Native:
+        def Builder(self, logger: Any) -> None:  # noqa: N802
+            raise TypeError("pybind11::init(): factory function returned nullptr")
+
+    with pytest.raises(EnvironmentFault) as caught:
+        make_builder(Native(), shared_log(rtx), "tensorrt")  # type: ignore[arg-type]
+    assert (caught.value.code, caught.value.where) == (5001, "tensorrt")
+    assert "--target tensorrt-rtx needs none" in caught.value.fix
