@@ -55,6 +55,9 @@ class Progress(Protocol):
     def total(self, total: float | None) -> None:
         """The number of units became known or changed."""
 
+    def note(self, text: str) -> None:
+        """A few words beside the count, as a speed; the last ones are shown."""
+
 
 @contextmanager
 def track(
@@ -208,13 +211,16 @@ class _Silent:
     def total(self, total: float | None) -> None:
         pass
 
+    def note(self, text: str) -> None:
+        pass
+
 
 class _Lines:
     """Progress where nobody watches: JSON lines."""
 
     def __init__(self, step: str, total: float | None, unit: str, every_s: float) -> None:
         self._step, self._total, self._unit, self._every_s = step, total, unit, every_s
-        self._done = 0.0
+        self._done, self._note = 0.0, ""
         self._start = self._last = time.monotonic()
 
     def advance(self, count: float = 1) -> None:
@@ -224,6 +230,9 @@ class _Lines:
 
     def total(self, total: float | None) -> None:
         self._total = total
+
+    def note(self, text: str) -> None:
+        self._note = text
 
     def emit(self) -> None:
         self._last = time.monotonic()
@@ -236,6 +245,7 @@ class _Lines:
             "unit": self._unit,
             "per_s": round(per_s, 3),
             "eta_s": None if left is None else round(left, 1),
+            **({"note": self._note} if self._note else {}),
         }
         print(json.dumps(line), file=sys.stderr, flush=True)
 
@@ -253,15 +263,18 @@ def _bar(description: str, total: float | None, unit: str) -> Iterator[Progress]
     columns = (rp.TextColumn("{task.description}"), rp.BarColumn(), amount, speed, rp.TimeRemainingColumn())
     with rp.Progress(*columns, console=Console(stderr=True)) as bars:
         task = bars.add_task(description, total=total)
-        yield _RichTask(bars, task)
+        yield _RichTask(bars, task, description)
 
 
 class _RichTask:
-    def __init__(self, bars: Any, task: Any) -> None:
-        self._bars, self._task = bars, task
+    def __init__(self, bars: Any, task: Any, description: str) -> None:
+        self._bars, self._task, self._description = bars, task, description
 
     def advance(self, count: float = 1) -> None:
         self._bars.advance(self._task, count)
 
     def total(self, total: float | None) -> None:
         self._bars.update(self._task, total=total)
+
+    def note(self, text: str) -> None:
+        self._bars.update(self._task, description=f"{self._description}  {text}")

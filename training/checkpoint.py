@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from ..core.errors import BundleError, ModelError
 from ..core.files import atomic_folder, atomic_write_json
 from .config import Config, from_mapping
+from .llm import LMWrapper
 from .model import LatentModel
 
 FORMAT, VERSION = "latentwire-checkpoint", 1
@@ -189,6 +190,30 @@ def load_module(module: nn.Module, path: Path) -> None:
     module.load_state_dict({k: v.float() for k, v in tensors.items()})
 
 
+def adapter_facts(meta: dict[str, Any], llm: LMWrapper, folder: Path) -> dict[str, Any]:
+    """What the metadata says of the adapter of ``llm``.
+
+    Raises:
+        ModelError: 3102 there is none, or it was trained for another version of the LLM.
+    """
+    about: dict[str, Any] | None = meta["adapters"].get(llm.name)
+    if about is None:
+        raise ModelError(
+            3102,
+            f"no adapter for {llm.name}",
+            where=str(folder),
+            expected="has " + ", ".join(sorted(meta["adapters"])),
+        )
+    if about["llm_fingerprint"] != llm.fingerprint:
+        raise ModelError(
+            3102,
+            f"adapter was trained for another {llm.name}",
+            where=str(folder),
+            expected=f"expected {llm.fingerprint[:12]}, got {about['llm_fingerprint'][:12]}",
+        )
+    return about
+
+
 def load_into(folder: Path, model: LatentModel) -> dict[str, Any]:
     """Load all weights of a checkpoint into a model of the same config; returns the metadata.
 
@@ -198,20 +223,6 @@ def load_into(folder: Path, model: LatentModel) -> dict[str, Any]:
     meta = read_meta(folder)
     load_module(model.encoder, folder / encoder_file())
     for llm in model.llms:
-        about = meta["adapters"].get(llm.name)
-        if about is None:
-            raise ModelError(
-                3102,
-                f"no adapter for {llm.name}",
-                where=str(folder),
-                expected="has " + ", ".join(sorted(meta["adapters"])),
-            )
-        if about["llm_fingerprint"] != llm.fingerprint:
-            raise ModelError(
-                3102,
-                f"adapter was trained for another {llm.name}",
-                where=str(folder),
-                expected=f"expected {llm.fingerprint[:12]}, got {about['llm_fingerprint'][:12]}",
-            )
+        adapter_facts(meta, llm, folder)
         load_module(model.adapter(llm), folder / adapter_file(llm.name))
     return meta

@@ -97,6 +97,11 @@ class Config:
         save_every: steps between checkpoints.
         eval_every: steps between held-out measurements.
         eval_questions: held-out questions in them.
+        patience: stop after this many measurements without a better one; 0: never.
+        init: checkpoint whose weights the run starts from instead of the closed-form start; empty: none. The task rows
+            are trained again only for tasks that it does not know.
+        workers: processes that make batches; below 0: none on a CPU, all cores but two, at most 12, beside a GPU.
+        tensorboard: also write TensorBoard events into the run folder.
         threads: torch threads; 0 leaves torch's own choice.
         device: ``auto``, ``cpu`` or ``cuda``.
     """
@@ -154,6 +159,10 @@ class Config:
     save_every: int = 50
     eval_every: int = 100
     eval_questions: int = 160
+    patience: int = 0
+    init: str = ""
+    workers: int = -1
+    tensorboard: bool = False
     threads: int = 0
     device: str = "auto"
 
@@ -173,6 +182,8 @@ class Config:
         for name in shares:
             if not 0.0 <= getattr(self, name) <= 1.0:
                 raise _bad(name, "a share from 0 to 1", getattr(self, name))
+        if self.patience < 0:
+            raise _bad("patience", "0 or more", self.patience)
         if self.batch % self.micro_batch:
             raise _bad("batch", f"a multiple of micro_batch={self.micro_batch}", self.batch)
         if self.tasks != TASKS[: max(1, len(self.tasks))]:
@@ -181,8 +192,8 @@ class Config:
             raise _bad("fsq_profile", f"0 or one of {', '.join(map(str, PROFILES))}", self.fsq_profile)
         for choice in self.latent_choices:
             parse(choice)
-        shares = [self.continue_share, *(stage.continue_share for stage in self.stage)]
-        if max(shares) > 0 and "continue" not in self.tasks:
+        continued = max([self.continue_share, *(stage.continue_share for stage in self.stage)])
+        if continued > 0 and "continue" not in self.tasks:
             raise _bad("tasks", f"{list(TASKS)} where passages are continued", list(self.tasks))
         for stage in self.stage:
             for choice in stage.latent_choices:

@@ -57,7 +57,9 @@ class Objective:
         for number, (llm, tree) in enumerate(zip(model.llms, batch.trees, strict=True)):
             rows = model.adapter(llm)(z)
             found = self._terms(model, llm, tree, rows, teachers[number] if self.needs_teacher else None)
-            loss = sum((self.terms[n] * v for n, v in found.items()), torch.zeros((), device=z.device))
+            # Of texts too short to ask anything about there is no term, and no gradient.
+            nothing = torch.zeros((), device=z.device) if found else 0.0 * rows.sum()
+            loss = sum((self.terms[n] * v for n, v in found.items()), nothing)
             logged.update({f"{llm.name}/{name}": value.detach() for name, value in found.items()})
             total = total + loss / len(model.llms)
         return total, logged
@@ -71,7 +73,7 @@ class Objective:
         with torch.no_grad():
             plain = model.task_rows(llm, tree.ids.shape[0])
             read = model.states(llm, teacher, plain).flatten(0, 1)
-        if "kd" in self.terms:
+        if "kd" in self.terms and len(tree.scored):
             found["kd"] = self._distil(logits, llm, read[teacher.scored])
         if "prefix_kd" in self.terms and len(tree.asked):
             found["prefix_kd"] = self._distil(llm.logits(states[tree.asked]), llm, read[teacher.asked])
@@ -104,6 +106,8 @@ def answer_terms(config: Config, wanted: Mapping[str, float], logits: Tensor, tr
     """
     labels, rank, task = (t.flatten()[tree.scored] for t in (tree.labels, tree.rank, tree.task))
     out: Terms = {}
+    if not len(labels):
+        return out
     if "ce" in wanted:
         weigh = AnswerWeights(config.k, config.k_token_weight, config.first_token_ce)
         out["ce"] = cross_entropy(logits, labels, weigh(rank))

@@ -59,8 +59,8 @@ class Stage:
         for name in ("prose_share", "reconstruct_share", "continue_share"):
             if getattr(self, name) > 1:
                 raise _bad(self.name, name, "a share from 0 to 1", getattr(self, name))
-        if any(size < 8 for size in self.crops):
-            raise _bad(self.name, "crops", "at least 8 tokens each", self.crops)
+        if any(size < 16 for size in self.crops):
+            raise _bad(self.name, "crops", "at least 16 tokens each", self.crops)
         if not self.train or set(self.train) - set(GROUPS):
             raise _bad(self.name, "train", "some of " + ", ".join(GROUPS), self.train)
         for name in ("lr", "lr_new", "lr_copied", "lr_projection"):

@@ -1,29 +1,39 @@
-"""The training run: format stage, main stage, checkpoints before measurements, exact resume."""
+"""The training run: format stage, main stages, checkpoints before measurements, exact resume."""
 
 from __future__ import annotations
 
-import json
 import math
 import time
-from dataclasses import dataclass, replace
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from torch import Tensor
 
-from ..core.console import message, track
+from ..core.console import track
 from ..core.errors import LatentError, ModelError
-from .batch import Batch, Limits, make_batch
 from .building import build_model, parameters, pick_device, start
 from .checkpoint import config_of, load_into, load_tensors, read_meta, save
 from .config import Config
-from .data import Item, Sampler, read_prose, read_questions
+from .data import Item, read_prose, read_questions
 from .evaluate import measure, pick
-from .fsq import rounding_share
+from .maker import Maker, TextReader, Work
 from .objective import Objective, format_loss
-from .optim import format_optimizer, main_optimizer, schedule, set_rate
+from .optim import format_optimizer, load_moments, main_optimizer, moments, schedule, set_rate, set_trained
+from .parallel import Peers
+from .pipeline import pick_workers, stream
+from .runfolder import RunFolder, fingerprints, held_out
+from .speed import Flops, Meter, measure_peak
+from .stages import at
+from .terms import Done, Record, means, records
+from .warm import start_from
+
+FIRST_KINDS = ("none", "first", "full", "latents", "shuffled")
+"""What is measured before the first step; later only what changes: ``LATER_KINDS``."""
+LATER_KINDS = ("latents", "shuffled")
+FREE = ("threads", "workers", "tensorboard")
+"""Options that a resumed run may change: they do not touch what is computed."""
 
 
 @dataclass(frozen=True)
@@ -34,163 +44,219 @@ class Data:
     prose: list[Item]
     held_out: list[Item]
 
+    @classmethod
+    def read(cls, config: Config) -> Data:
+        """Read and check every file that the config names."""
+        return cls(read_questions(config.data), read_prose(config.prose), read_questions(config.eval_data))
+
 
 class Trainer:
     """One run in one folder; constructing it again on that folder resumes it.
 
     Args:
         config: the run's config; must equal the folder's if it was started before.
-        out: run folder, holds ``last/`` (resumable), ``best/`` and ``log.jsonl``.
+        out: run folder, holds ``last/`` (resumable), ``best/``, ``log.jsonl`` and ``config.toml``.
 
     Raises:
         InputError: 2101-2107 from the data; ModelError 3201-3204 from the models.
-        ModelError: 3211 the folder holds a run with another config; 3220-3223 its checkpoint is damaged.
+        ModelError: 3210 micro-batches that cannot be shared evenly among the processes; 3211 the folder holds a run
+            with another config or other data; 3212 another process trains in it; 3220-3223 its checkpoint, or that of
+            ``init``, is damaged.
     """
 
     def __init__(self, config: Config, out: Path) -> None:
         self.config, self.out = config, out
+        self.peers = Peers(config.device)
+        self.run = RunFolder(out, self.peers.writes)
+        self.micro = config.batch // config.micro_batch
+        if self.micro % self.peers.size:
+            raise ModelError(
+                3210,
+                "micro-batches of a step do not divide among the processes",
+                expected=f"expected batch / micro_batch a multiple of {self.peers.size}, got {self.micro}",
+            )
         if config.threads:
             torch.set_num_threads(config.threads)
-        self.device = pick_device(config.device)
-        self.data = Data(read_questions(config.data), read_prose(config.prose), read_questions(config.eval_data))
-        self.held_out = pick(self.data.held_out, config.eval_questions)
-        self.model = build_model(config, self.device)
-        self.step = 0
-        self.best = math.inf
-        self.limits = Limits(
-            config.latent_len,
-            config.task_tokens,
-            config.max_tokens,
-            config.branch_tokens,
-            config.reconstruct_share,
-            choices=config.latent_choices,
-        )
-        sampler = Sampler([len(i.context) for i in self.data.questions], config.micro_batch, config.seed)
-        self.samplers = [sampler]
-        if self.data.prose and config.prose_share > 0:
-            self.samplers.append(
-                Sampler([len(i.context) for i in self.data.prose], config.micro_batch, config.seed + 1)
-            )
-        if (out / "last" / "meta.json").is_file():
-            self._resume()
-        else:
-            self._start()
+        self.device = self.peers.device or pick_device(config.device)
+        if self.device.type == "cuda" and config.precision == "bf16":
+            torch.set_float32_matmul_precision("high")
+        with self.run.owned():
+            self.data = Data.read(config)
+            self.files = fingerprints(config)
+            self.held_out = pick(self.data.held_out, config.eval_questions)
+            resumes = (self.run.last / "meta.json").is_file()
+            if resumes:
+                self._check_resume(read_meta(self.run.last))
+            self.model = build_model(config, self.device)
+            readers = [TextReader.of(llm) for llm in self.model.llms]
+            self.maker = Maker(config, self.data.questions, self.data.prose, TextReader.of(self.model.source), readers)
+            self.spans = config.spans()
+            self.step, self.best = 0, math.inf
+            self.meter = Meter(Flops(self.model), measure_peak(self.device, config.precision))
+            if resumes:
+                self._resume()
+            else:
+                self._start()
 
     def _start(self) -> None:
-        self.out.mkdir(parents=True, exist_ok=True)
-        start(
-            self.model,
-            [i.context for i in self.data.questions + self.data.prose[:: max(1, len(self.data.prose) // 20000)]],
-        )
-        self._log({"event": "start", "parameters": parameters(self.model), "config": self.config.to_json()})
-        self._train_format()
+        self.run.write_config(self.config)
+        prose = self.data.prose[:: max(1, len(self.data.prose) // 20000)]
+        texts = [i.context for i in self.data.questions + prose]
+        start(self.model, texts)
+        trained = start_from(self.model, Path(self.config.init), texts) if self.config.init else ()
+        self.run.log({"event": "start", "parameters": parameters(self.model), "config": self.config.to_json()})
+        if set(self.config.tasks) - set(trained):
+            self._train_format()
+        self.peers.same(self.model.state_dict().values())
         self.optimizer = main_optimizer(self.model, self.config)
         self.save()
-        self.evaluate(("none", "first", "full", "latents", "shuffled"))
+        self.evaluate(FIRST_KINDS)
 
-    def _resume(self) -> None:
-        folder = self.out / "last"
-        meta = read_meta(folder)
-        stored = config_of(meta, str(folder))
-        changed = sorted(k for k, v in stored.to_json().items() if v != self.config.to_json()[k])
+    def _check_resume(self, meta: dict[str, Any]) -> None:
+        folder = self.run.last
+        stored, own = config_of(meta, str(folder)).to_json(), self.config.to_json()
+        changed = sorted(k for k, v in stored.items() if v != own[k] and k not in FREE)
         if changed:
             raise ModelError(
                 3211,
                 f"the run was started with another {changed[0]}",
                 where=str(folder),
-                expected=f"expected {stored.to_json()[changed[0]]!r}, got {self.config.to_json()[changed[0]]!r}",
+                expected=f"expected {stored[changed[0]]!r}, got {own[changed[0]]!r}",
                 fix="use another folder, or the config stored in it",
             )
-        load_into(folder, self.model)
+        # Runs of before have no fingerprints.
+        for option, sums in meta.get("files", {}).items():
+            for path, was, now in zip(getattr(self.config, option), sums, self.files[option], strict=True):
+                if was != now:
+                    raise ModelError(
+                        3211,
+                        "the run was started with other data",
+                        where=str(path),
+                        expected=f"expected SHA-256 {was[:12]}, got {now[:12]}",
+                        fix="put the file back, or use another folder",
+                    )
+
+    def _resume(self) -> None:
+        folder = self.run.last
+        meta = load_into(folder, self.model)
         self.optimizer = main_optimizer(self.model, self.config)
         # Before the first step Adam has no state, so there is nothing to put back.
         if meta["step"]:
             load_moments(self.optimizer, load_tensors(folder / "state.safetensors"))
         self.step, self.best = meta["step"], meta["best"] if meta["best"] is not None else math.inf
         # last/ is written before it is measured, so best/ may know of a lower figure.
-        if (self.out / "best" / "meta.json").is_file():
-            self.best = min(self.best, read_meta(self.out / "best")["best"])
-        self._log({"event": "resume", "step": self.step})
+        if (self.run.best / "meta.json").is_file():
+            self.best = min(self.best, read_meta(self.run.best)["best"])
+        missed = self._measured_at(self.step) and self.step not in self.run.evals()
+        self.run.log({"event": "resume", "step": self.step})
+        if self.peers.from_first(missed):
+            self.evaluate(LATER_KINDS if self.step else FIRST_KINDS)
 
     def _train_format(self) -> None:
         """Task rows alone, on full text: the answer format is learned before the latents can be bent to carry it."""
-        for llm in self.model.llms:
+        for number, llm in enumerate(self.model.llms):
             optimizer = format_optimizer([self.model.adapter(llm).task.weight], self.config)  # type: ignore[union-attr,list-item]
             for step in range(self.config.format_steps):
-                batch = self._batch(step, stage=0, text=True)
-                loss = format_loss(self.config, self.model, batch.trees[self.model.llms.index(llm)], llm)
+                batch = self.maker.format(step).to(self.device)
+                loss = format_loss(self.config, self.model, batch.trees[number], llm)
                 optimizer.zero_grad()
                 loss.backward()
                 optimizer.step()
                 if step % 10 == 0 or step == self.config.format_steps - 1:
-                    self._log({"event": "format", "llm": llm.name, "step": step, "loss": round(loss.item(), 4)})
-
-    def _batch(self, number: int, stage: int, text: bool = False, again: Batch | None = None) -> Batch:
-        config = self.config
-        # Stream 1 takes its share of micro-batches evenly: number 0, 1, ... alternates at a share of one half.
-        share = config.prose_share if len(self.samplers) > 1 else 0.0
-        before, after = math.floor(number * share), math.floor((number + 1) * share)
-        stream = int(after > before)
-        index = before if stream else number - before
-        items = self.data.prose if stream else self.data.questions
-        chosen = [items[i] for i in self.samplers[stream](index)]
-        seed = (config.seed, stage, number)
-        llms = self.model.llms
-        limits = self.limits
-        if config.fsq_profile:
-            step = number // (config.batch // config.micro_batch)
-            limits = replace(limits, rounding=rounding_share(step, config.steps, config.fsq_share, config.fsq_ramp))
-        return make_batch(chosen, self.model.source.encode, llms, limits, seed, text).to(self.device)
+                    self.run.log({"event": "format", "llm": llm.name, "step": step, "loss": round(loss.item(), 4)})
 
     def train(self, until: int | None = None) -> None:
         """Run to ``until`` (default: the config's ``steps``), saving at the end and before every measurement.
 
         Raises:
-            LatentError: 3001 a loss that is not finite.
+            LatentError: 3001 a loss or gradient that is not finite.
+            ModelError: 3212 another process trains in the folder.
         """
         config = self.config
         end = config.steps if until is None else min(until, config.steps)
-        with track("train", total=config.steps, unit="step") as progress:
+        with self.run.owned(), track("train", total=config.steps, unit="step") as progress:
             progress.advance(self.step)
-            while self.step < end:
+            works = stream(self.maker, self._numbers(end), pick_workers(config.workers, self.device), self.device)
+            self.meter.take()
+            while self.step < end and not self._exhausted():
                 began = time.perf_counter()
-                logged = self._step()
+                logged = self._step(works)
                 self.step += 1
-                seconds = time.perf_counter() - began
-                self._log({"event": "step", "step": self.step, **logged, "s": round(seconds, 3)})
+                seconds = round(time.perf_counter() - began, 3)
+                speed = self.meter.take(self.peers.size)
+                self.run.log({"event": "step", "step": self.step, **logged, "s": seconds, "speed": speed})
+                progress.note(f"{speed['samples_s']:.1f} samples/s, {100 * speed['peak_share']:.0f} % of peak")
                 progress.advance()
-                last = self.step == config.steps
-                if self.step % config.save_every == 0 or self.step == end:
+                if self.step % config.save_every == 0 or self.step == end or self._measured_at(self.step):
                     self.save()
-                if self.step % config.eval_every == 0 or last:
-                    self.evaluate(("latents", "shuffled"))
+                if self._measured_at(self.step):
+                    self.evaluate(LATER_KINDS)
+                    self.meter.take()
 
-    def _step(self) -> dict[str, float]:
-        config = self.config
-        set_rate(self.optimizer, schedule(self.step, config))
+    def _numbers(self, end: int) -> list[int]:
+        """The micro-batches that are this process's until step ``end``."""
+        return list(range(self.step * self.micro + self.peers.rank, end * self.micro, self.peers.size))
+
+    def _measured_at(self, step: int) -> bool:
+        return step % self.config.eval_every == 0 or step == self.config.steps
+
+    def _exhausted(self) -> bool:
+        """Early stop: the last ``patience`` measurements were no better than the best before them."""
+        if not self.config.patience:
+            return False
+        values = [value for step, value in sorted(self.run.evals().items()) if step <= self.step]
+        since = len(values) - 1 - values.index(min(values)) if values else 0
+        stops = bool(self.peers.from_first(since >= self.config.patience))
+        if stops:
+            self.run.log({"event": "stop", "step": self.step, "why": f"no better for {since} measurements"})
+        return stops
+
+    def _step(self, works: Iterator[Work]) -> dict[str, float]:
+        config, span = self.config, at(self.spans, self.step)
+        set_trained(self.model, span.stage)
+        set_rate(self.optimizer, schedule(self.step, config), span.stage)
         self.optimizer.zero_grad(set_to_none=True)
-        micro = config.batch // config.micro_batch
-        sums: dict[str, float] = {}
-        for part in range(micro):
-            number = self.step * micro + part
-            batch = self._batch(number, stage=1)
-            teachers = self._batch(number, stage=1, text=True).trees if config.kd_weight else ()
-            loss, terms = Objective.named(config, "default")(self.model, batch, teachers)
-            logged = {name: value.item() for name, value in terms.items()}
-            if not torch.isfinite(loss):
-                raise LatentError(
-                    3001, "loss is not finite", where=f"step {self.step}, micro-batch {number}", expected=str(logged)
-                )
-            (loss / micro).backward()
-            for name, value in logged.items():
-                sums[name] = sums.get(name, 0.0) + value / micro
+        objective = Objective.named(config, span.stage.bundle or config.bundle)
+        done: list[Done] = []
+        for _ in range(self.micro // self.peers.size):
+            work = next(works)
+            loss, terms = objective(self.model, work.batch, work.teachers)
+            (loss / self.micro).backward()
+            self.meter.add(work)
+            done.append(Done(work.number, work.origin, {"loss": loss.detach(), **terms}))
         trained = [p for group in self.optimizer.param_groups for p in group["params"]]
+        self.peers.sum_gradients(trained)
         norm = torch.nn.utils.clip_grad_norm_(trained, config.clip)
+        # The one wait of a step: everything that is logged comes in one copy.
+        values = torch.stack([norm.float(), *(v.float() for one in done for v in one.terms.values())]).tolist()
+        found = self.peers.gather(records(done, values[1:]))
+        self._check_finite(found, values[0])
         self.optimizer.step()
-        return {**{k: round(v, 4) for k, v in sums.items()}, "grad": round(float(norm), 3)}
+        return {"stage": span.stage.name, **means(found), "grad": round(values[0], 3)}
+
+    def _check_finite(self, found: list[Record], norm: float) -> None:
+        """Before the optimiser's step, so that ``last/`` and the weights in memory stay good."""
+        for record in found:
+            if not all(math.isfinite(value) for value in record.terms.values()):
+                items = ", ".join(self._named(origin) for origin in record.origin)
+                raise LatentError(
+                    3001,
+                    "loss is not finite",
+                    where=f"step {self.step}, micro-batch {record.number}, items {items}",
+                    expected=str(record.terms),
+                )
+        if not math.isfinite(norm):
+            numbers = f"{found[0].number} to {found[-1].number}"
+            raise LatentError(3001, "gradient is not finite", where=f"step {self.step}, micro-batches {numbers}")
+
+    def _named(self, origin: tuple[str, int]) -> str:
+        ids = [q.id for q in self.maker.item(origin).questions if q.id]
+        return f"{origin[0]}[{origin[1]}]" + (f" ({ids[0]})" if ids else "")
 
     def evaluate(self, kinds: tuple[str, ...]) -> None:
         """Held-out NLL and first-token accuracy per kind of prefix; keeps the best checkpoint by latent NLL."""
+        if not self.peers.writes:
+            return
         self.model.eval()
         scores: dict[str, Any] = {}
         for llm in self.model.llms:
@@ -201,38 +267,17 @@ class Trainer:
                     "first_token": round(float(answers.first.mean()), 4),
                 }
         self.model.train()
-        self._log({"event": "eval", "step": self.step, "questions": self.config.eval_questions, **scores})
-        value = float(np.mean([scores[f"{llm.name}/latents"]["nll"] for llm in self.model.llms]))
+        record = {"event": "eval", "step": self.step, "questions": self.config.eval_questions, **scores}
+        value = held_out(record)
         if value < self.best:
             self.best = value
-            save(self.out / "best", self.model, step=self.step, best=value)
+            save(self.run.best, self.model, step=self.step, best=value)
+        # After the checkpoint: a measurement that is in the log is not made again.
+        self.run.log(record)
 
     def save(self) -> None:
         """Write ``last/``, from which a run goes on."""
-        best = None if math.isinf(self.best) else self.best
-        save(self.out / "last", self.model, step=self.step, best=best, state=moments(self.optimizer))
-
-    def _log(self, record: dict[str, Any]) -> None:
-        line = json.dumps({"time": round(time.time(), 1), **record})
-        if record["event"] != "step":
-            message(line)
-        with (self.out / "log.jsonl").open("a", encoding="utf-8") as f:
-            f.write(line + "\n")
-
-
-def moments(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """Adam's state as named tensors, in parameter order."""
-    out: dict[str, Tensor] = {}
-    for index, parameter in enumerate(p for g in optimizer.param_groups for p in g["params"]):
-        for name, value in optimizer.state.get(parameter, {}).items():
-            out[f"{index}.{name}"] = value.detach().cpu().contiguous()
-    return out
-
-
-def load_moments(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
-    """Put the state of ``moments`` back."""
-    parameters = [p for g in optimizer.param_groups for p in g["params"]]
-    for label, value in tensors.items():
-        index, _, name = label.partition(".")
-        parameter = parameters[int(index)]
-        optimizer.state[parameter][name] = value if name == "step" else value.to(parameter.device)
+        if self.peers.writes:
+            best = None if math.isinf(self.best) else self.best
+            state = moments(self.optimizer)
+            save(self.run.last, self.model, step=self.step, best=best, files=self.files, state=state)

@@ -115,7 +115,7 @@ def test_counts_of_their_own_cut_each_text_as_if_it_were_alone(make: Callable[..
 def test_one_run_trains_every_choice_and_resumes(make: Callable[..., Config], tmp_path: Path) -> None:
     config = make(latent_choices=(2, 8, "1/4"), steps=6)
     whole = Trainer(config, tmp_path / "a")
-    seen = {len(whole._batch(k, stage=1).slots) for k in range(12)}
+    seen = {len(whole.maker(k).batch.slots) for k in range(12)}
     assert {2, 8} < seen
     whole.train()
     Trainer(config, tmp_path / "b").train(until=3)

@@ -76,7 +76,7 @@ def test_a_branch_scores_as_if_it_were_alone(make: Make) -> None:
     model = build_model(make(), CPU)
     llm = model.llms[0]
     prefix = join([[0], [30, 31, 32]])
-    branches = [Branch(join([[40, 41]]), (50, 51, 1), "a"), Branch(join([[42]]), (60, 1), "a")]
+    branches = [Branch(join([[40, 41]]), (50, 51, 1), "answer"), Branch(join([[42]]), (60, 1), "answer")]
     none = torch.zeros(1, 1, llm.width)
     together = model.score(llm, build([prefix], [branches]), none).logits
     alone = [model.score(llm, build([prefix], [[branch]]), none).logits for branch in branches]
@@ -153,7 +153,7 @@ def _losses(run: Path) -> dict[int, dict[str, float]]:
     """Records of the steps, the later one where a step was done twice, without times."""
     records = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
     steps = {r["step"]: r for r in records if r["event"] == "step"}
-    return {s: {k: v for k, v in r.items() if k not in ("time", "s")} for s, r in steps.items()}
+    return {s: {k: v for k, v in r.items() if k not in ("time", "s", "speed")} for s, r in steps.items()}
 
 
 def test_a_stopped_run_keeps_its_steps_and_its_best(make: Make, tmp_path: Path) -> None:

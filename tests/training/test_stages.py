@@ -58,7 +58,7 @@ def test_crops_grow_inside_a_stage() -> None:
         [{"name": "a", "share": 1.0, "bundle": "all"}],
         [{"name": "a", "share": 1.0, "train": []}],
         [{"name": "a", "share": 1.0, "train": ["llm"]}],
-        [{"name": "a", "share": 1.0, "crops": [4]}],
+        [{"name": "a", "share": 1.0, "crops": [15]}],
         [{"name": "a", "share": 1.0, "lr": -1}],
         [{"name": "a", "share": 1.0, "prose_share": 2}],
         [{"name": "a", "share": 1.0, "continue_share": 0.5}],

@@ -1,0 +1,130 @@
+"""How fast a run is: samples and tokens a second, and the share of what the device can do."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from .adapter import LearnedAdapter
+from .llm import LMWrapper
+from .maker import Work
+from .model import LatentModel
+from .tree import Tree
+
+
+@dataclass(frozen=True)
+class _Costs:
+    """Multiply-adds of one LLM or encoder: ``weights`` a position, ``attention`` a pair of positions of one row."""
+
+    weights: int
+    attention: int
+
+    @classmethod
+    def of(cls, layers: nn.Module, config: object) -> _Costs:
+        """From a stack of transformer layers and its transformers config."""
+        size = sum(p.numel() for p in layers.parameters() if p.ndim == 2)
+        count = sum(1 for _ in layers.children())
+        heads = int(getattr(config, "num_attention_heads", 1))
+        width = int(getattr(config, "head_dim", None) or getattr(config, "hidden_size", 0) // heads)
+        return cls(size, 2 * count * heads * width)
+
+    def __call__(self, rows: int, length: int) -> int:
+        """Multiply-adds of a forward pass over padded rows."""
+        return rows * length * (self.weights + self.attention * length)
+
+
+class Flops:
+    """Floating point operations of micro-batches, counted from shapes; padding is counted, as the device computes it.
+
+    A multiply-add is two operations. Forward and backward of trained weights are three times the forward pass; a
+    frozen LLM between loss and latents is twice, for its weights get no gradient; a teacher is once.
+    Norms, activations and softmax are left out.
+    """
+
+    def __init__(self, model: LatentModel) -> None:
+        self.model = model
+        layers = getattr(model.encoder, "layers", None)
+        trained = layers if isinstance(layers, nn.Module) else model.encoder
+        self.encoder = _Costs.of(trained, model.source.model.config)
+        self.llms = [_Costs.of(llm.model.model.layers, llm.model.config) for llm in model.llms]
+
+    def __call__(self, work: Work) -> int:
+        """Operations of one micro-batch, forward and backward."""
+        rows, length = work.batch.input_ids.shape
+        slots = rows * work.batch.slots.shape[0]
+        total = 3 * self.encoder(rows, length)
+        for number, (llm, cost) in enumerate(zip(self.model.llms, self.llms, strict=True)):
+            total += 2 * _tree(work.batch.trees[number], cost, llm) + self._adapter(llm, slots)
+            if work.teachers:
+                total += _tree(work.teachers[number], cost, llm)
+        return 2 * total
+
+    def _adapter(self, llm: LMWrapper, slots: int) -> int:
+        adapter = self.model.adapter(llm)
+        if not isinstance(adapter, LearnedAdapter):
+            return 3 * slots * sum(p.numel() for p in adapter.parameters() if p.ndim == 2)
+        vocabulary, width = adapter.llm_embedding.shape
+        d_z = adapter.up.in_features
+        # All keys and all scores once, without gradient; keys of the winners again, with it.
+        lookup = vocabulary * width * d_z + slots * vocabulary * d_z + 3 * slots * adapter.top * width * d_z
+        return lookup + 3 * slots * (adapter.up.weight.numel() + adapter.down.weight.numel())
+
+
+def _tree(tree: Tree, cost: _Costs, llm: LMWrapper) -> int:
+    head: torch.Tensor = llm.model.get_output_embeddings().weight
+    return cost(*tree.ids.shape) + len(tree.scored) * head.numel()
+
+
+class Meter:
+    """Figures of the steps since it was asked last.
+
+    Args:
+        flops: counts operations.
+        peak: operations a second that the device reaches; see ``measure_peak``.
+    """
+
+    def __init__(self, flops: Flops, peak: float) -> None:
+        self.flops, self.peak = flops, peak
+        self.samples = self.tokens = self.operations = 0
+        self.began = time.perf_counter()
+
+    def add(self, work: Work) -> None:
+        """One micro-batch of this process is done."""
+        trees = (*work.batch.trees, *work.teachers)
+        self.samples += work.batch.input_ids.shape[0]
+        self.tokens += work.tokens + sum(tree.ids.numel() for tree in trees)
+        self.operations += self.flops(work)
+
+    def take(self, processes: int = 1) -> dict[str, float]:
+        """``samples_s`` contexts and ``tokens_s`` positions of encoder and LLMs a second over all processes,
+        ``tflops`` of one device, ``peak_share`` of what its matrix products reach."""
+        now = time.perf_counter()
+        seconds = max(now - self.began, 1e-9)
+        rate = self.operations / seconds
+        found = {
+            "samples_s": round(processes * self.samples / seconds, 2),
+            "tokens_s": round(processes * self.tokens / seconds, 1),
+            "tflops": round(rate / 1e12, 4),
+            "peak_share": round(rate / self.peak, 4),
+        }
+        self.samples = self.tokens = self.operations = 0
+        self.began = now
+        return found
+
+
+def measure_peak(device: torch.device, precision: str) -> float:
+    """Operations a second of a square matrix product in the run's precision: best of five."""
+    dtype = torch.bfloat16 if precision == "bf16" and device.type == "cuda" else torch.float32
+    size = 8192 if device.type == "cuda" else 1024
+    a = torch.ones(size, size, dtype=dtype, device=device)
+    best = float("inf")
+    for _ in range(5):
+        began = time.perf_counter()
+        out = a @ a
+        # Reading one number waits for the product.
+        out[0, 0].item()
+        best = min(best, time.perf_counter() - began)
+    return 2 * size**3 / best

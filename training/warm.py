@@ -1,0 +1,63 @@
+"""Start from the weights of another run: a new schedule, perhaps other data, tasks or losses."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from ..core.errors import ModelError
+from .building import begin_quantiser
+from .checkpoint import adapter_facts, adapter_file, config_of, encoder_file, load_tensors, read_meta
+from .model import LatentModel
+
+
+def start_from(model: LatentModel, folder: Path, texts: Sequence[str]) -> tuple[str, ...]:
+    """Replace the closed-form start by a checkpoint's weights, trained or published; returns the tasks it knows.
+
+    Parts that the checkpoint has not keep their own start: task rows of later tasks, the quantiser.
+
+    Args:
+        model: after ``building.start``.
+        folder: the checkpoint.
+        texts: the quantiser is fitted to their latents where the checkpoint has none.
+
+    Raises:
+        ModelError: 3102 no adapter for an LLM, or one for another version of it; 3204, 3220-3223 as for a checkpoint.
+    """
+    meta = read_meta(folder)
+    tasks = config_of(meta, str(folder)).tasks
+    found = load_tensors(folder / encoder_file())
+    fitted = any(name.startswith("quantiser.") for name in found)
+    _put(model.encoder, found, folder / encoder_file(), () if fitted else ("quantiser.",))
+    if not fitted:
+        begin_quantiser(model, list(texts))
+    for llm in model.llms:
+        adapter_facts(meta, llm, folder)
+        path = folder / adapter_file(llm.name)
+        tensors = load_tensors(path)
+        own = model.adapter(llm).state_dict()["task.weight"]
+        rows = tensors["task.weight"].shape[0] if "task.weight" in tensors else 0
+        if rows < own.shape[0] and own.shape[1:] == tensors.get("task.weight", own).shape[1:]:
+            known = tensors.get("task.weight", own[:0]).float()
+            tensors["task.weight"] = torch.cat([known, own[rows:].detach().cpu().float()])
+        _put(model.adapter(llm), tensors, path, ())
+    return tasks
+
+
+def _put(module: nn.Module, tensors: dict[str, Tensor], path: Path, optional: tuple[str, ...]) -> None:
+    own = module.state_dict()
+    for name in own.keys() | tensors.keys():
+        if name.startswith(optional) and optional and name not in tensors:
+            continue
+        wanted, came = (tuple(t[name].shape) if name in t else None for t in (own, tensors))
+        if wanted != came:
+            raise ModelError(
+                3223,
+                f"checkpoint tensor {name} does not fit",
+                where=str(path),
+                expected=f"expected shape {wanted or 'none'}, got {came or 'none'}",
+            )
+    module.load_state_dict({**own, **{name: tensor.float() for name, tensor in tensors.items()}})
