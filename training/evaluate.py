@@ -119,7 +119,7 @@ def measure(
         progress: called with the number of contexts done.
     """
     own, asked = parse(kind), protocol or Protocol()
-    order = sorted(range(len(items)), key=lambda i: len(items[i].context))
+    order = sorted(range(len(items)), key=lambda i: _length(items[i]))
     parts: dict[int, list[_One]] = {}
     starts = list(range(0, len(order), batch))
     if len(starts) > 1 and len(order) - starts[-1] == 1:
@@ -131,6 +131,11 @@ def measure(
         parts.update(zip(indices, found, strict=True))
         progress(len(parts))
     return _collect([one for index in range(len(items)) for one in parts[index]], items, max_new_tokens > 0)
+
+
+def _length(item: Item) -> int:
+    """Characters of a text and its questions: rows of one batch should be of one length, or most of it is padding."""
+    return len(item.context) + sum(len(q.text) + len(q.answers[0]) for q in item.questions)
 
 
 def _collect(flat: Sequence[_One], items: Sequence[Item], scored: bool) -> Answers:

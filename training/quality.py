@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..core.console import track
+from .config import Config
 from .data import Item
 from .evaluate import Answers, measure
 from .evaluation.intervals import F64, Bootstrap, spread
@@ -24,11 +25,12 @@ NAMED = re.compile(r"\d|\b[A-Z]")
 """An answer with a digit or a capital letter names an entity or a number."""
 
 
-def all_rows(protocol: Protocol, encoder_type: str = "embed_layer") -> tuple[str, ...]:
-    """Every row of a protocol's table, in order: its own, then the ends of the scale in the other prompt."""
+def all_rows(protocol: Protocol, config: Config) -> tuple[str, ...]:
+    """Every row of a protocol's table: its own, the codecs, then the ends of the scale in the other prompt."""
     # Other encoders have no closed form to start from.
-    own = [name for name in TITLES if name != "start" or encoder_type == "embed_layer"]
-    return (*own, *EXTRA[protocol.name])
+    own = [name for name in TITLES if name != "start" or config.encoder_type == "embed_layer"]
+    codecs = ["latents_i8", *(["latents_fsq"] if config.fsq_profile else [])]
+    return (*own, *codecs, *EXTRA[protocol.name])
 
 
 def quality(
@@ -162,6 +164,7 @@ def summary(found: Mapping[str, Answers], boot: Bootstrap, protocol: Protocol) -
         shuffle_gap: NLL shuffled - latents, nats a token.
         latents_minus_first: differences of the means of each column.
         f1_of_full, f1_of_first: ratios of F1; None where the other row is 0.
+        latents_i8_kept, latents_fsq_kept: F1 through the codec over F1 without.
     """
     out: dict[str, Any] = {}
     means = {kind: boot.means(a.nll) for kind, a in found.items()}
@@ -186,6 +189,9 @@ def summary(found: Mapping[str, Answers], boot: Bootstrap, protocol: Protocol) -
     for other in ("full", "first"):
         if {other, "latents"} <= found.keys():
             out |= _ratio(f"f1_of_{other}", found["latents"].f1, found[other].f1, boot)
+    for codec in ("latents_i8", "latents_fsq"):
+        if {codec, "latents"} <= found.keys():
+            out |= _ratio(f"{codec}_kept", found[codec].f1, found["latents"].f1, boot)
     return out
 
 

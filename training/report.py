@@ -80,7 +80,7 @@ def report(request: Request, as_json: bool) -> None:
     folder = find(request.checkpoint)
     model, meta = open_checkpoint(folder, request.device, request.precision, request.llms)
     warn_of_cuts(model, items)
-    kinds = (*(request.rows or all_rows(protocol, model.config.encoder_type)), *more)
+    kinds = (*(request.rows or all_rows(protocol, model.config)), *more)
     found = _facts(request, protocol, model, meta, items)
     rows = Rows(request.out.with_suffix(".rows.jsonl") if request.out else None, _of_rows(found, meta, items))
     answers = answer_all(

@@ -195,8 +195,11 @@ def test_bytes_are_those_of_real_frames(model: LatentModel, llm: LMWrapper) -> N
     for codec, name in ((Codec.F16, "f16"), (Codec.I8, "i8")):
         assert len(message.from_latents([z], codec, b"abcd").pack()) == latent_bytes(8, 16)[f"frame {name}"]
         theirs = decode_latents(encode_latents(z, codec), codec, 0, 8, 16)
-        np.testing.assert_array_equal(carried(torch.from_numpy(z), name).numpy(), theirs)
-    assert latent_bytes(32, 256)["frame fsq/1"] == 152
+        np.testing.assert_array_equal(carried(model, torch.from_numpy(z), name).numpy(), theirs)
+    assert latent_bytes(32, 256, 1)["frame fsq/1"] == 152
+    assert not any("fsq" in form for form in latent_bytes(32, 256))
+    with pytest.raises(InputError, match="LW-2111 row needs a quantiser"):
+        carried(model, torch.from_numpy(z), "fsq")
     sizes = text_bytes(TEXT * 20)
     assert len(message.from_text(TEXT * 20).pack()) == min(sizes["frame text"], sizes["frame text/1"])
     assert sizes["zstd"] < sizes["utf8"] == 20 * len(TEXT)
@@ -229,7 +232,7 @@ def test_an_unknown_row_is_refused(name: str) -> None:
 
 def test_every_row_of_both_protocols_is_measured(model: LatentModel, items: list[Item]) -> None:
     for protocol in (Protocol(), ONE_SHOT):
-        kinds = (*all_rows(protocol), "latents@1/4", "latents_i8")
+        kinds = (*all_rows(protocol, model.config), "latents@1/4", "latents_f16")
         found = quality(model, items[:4], max_new_tokens=3, kinds=kinds, protocol=protocol)
         of = next(iter(found.values()))
         assert list(of["rows"]) == list(kinds)
@@ -243,6 +246,38 @@ def test_every_row_of_both_protocols_is_measured(model: LatentModel, items: list
         assert all(len(row) == len(columns) for row in rows)
         assert rows[list(kinds).index("latents_i8")][2] == f"{24 + 8 * 20} i8"
         assert any("gap closed" in line for line in remarks(of))
+
+
+def test_a_quantised_checkpoint_is_measured_through_its_codes(tiny_llm: Path, items: list[Item]) -> None:
+    config = Config(
+        encoder_llm=str(tiny_llm),
+        llms=(str(tiny_llm),),
+        latent_len=8,
+        d_z=16,
+        encoder_layers=1,
+        lookup_top=4,
+        mlp_hidden=32,
+        task_tokens=2,
+        precision="fp32",
+        device="cpu",
+        fsq_profile=1,
+        fsq_hidden=8,
+    )
+    model = build_model(config, torch.device("cpu")).eval()
+    start(model, [i.context for i in items])
+    llm, quantiser = model.llms[0], model.quantiser
+    assert quantiser is not None
+    found = prefixes(model, llm, items, parse("latents_fsq"))
+    ids, lengths = pad([llm.encode(i.context) for i in items])
+    with torch.no_grad():
+        arrived = quantiser.latents(quantiser.codes(model.encode(ids, lengths)))
+        torch.testing.assert_close(found.rows, model.adapter(llm)(arrived))
+    kinds = all_rows(Protocol(), config)
+    of = next(iter(quality(model, items[:4], max_new_tokens=2, kinds=kinds).values()))
+    assert of["rows"]["latents_fsq"]["bytes"]["frame fsq/1"] == 24 + 8 * 4
+    assert of["rows"]["latents_fsq"]["nll"] != of["rows"]["latents"]["nll"]
+    assert "latents_fsq_kept" in of
+    assert dict(zip(kinds, table(of, 8)[1], strict=True))["latents_fsq"][2] == "56 fsq"
 
 
 def test_finished_rows_are_not_measured_again(

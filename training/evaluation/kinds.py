@@ -32,7 +32,7 @@ LATENT = ("start", "shuffled", "latents")
 """Kinds whose rows an adapter makes of latents."""
 QUERY_AWARE = ("bm25",)
 """Kinds that choose by the question: not what a text compressed once can do."""
-_NAME = re.compile(r"([a-z0-9]+)(?:@([0-9/]+))?(?:_(f16|i8))?(?:_(tuned|plain))?")
+_NAME = re.compile(r"([a-z0-9]+)(?:@([0-9/]+))?(?:_(f16|i8|fsq))?(?:_(tuned|plain))?")
 
 
 @dataclass(frozen=True)
@@ -78,6 +78,6 @@ def parse(name: str) -> Kind:
             2111,
             f"unknown row {name}",
             expected="expected one of " + ", ".join(TITLES),
-            fix="more of it: latents@16, latents@1/4, latents_i8, none_plain, full_tuned",
+            fix="more of it: latents@16, latents@1/4, latents_i8, latents_fsq, none_plain, full_tuned",
         )
     return Kind(base, latents.parse(count) if count else None, codec or "", None if tuned is None else tuned == "tuned")

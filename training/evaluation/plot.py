@@ -34,7 +34,7 @@ def points(rows: Mapping[str, Any], measure: str, against: str) -> list[tuple[fl
             continue
         sizes = row["bytes"]
         forms = [f for f in sizes if f.startswith(("frame", "rows")) and "text" not in f]
-        forms = [f for f in forms if f.endswith(kind.codec or "f16")]
+        forms = [f for f in forms if f" {kind.codec or 'f16'}" in f]
         if group == "text":
             smallest = min(TEXT_FORMS, key=lambda f: sizes.get(f, 0))
             out.append((sizes.get(smallest, 0), row[measure], label, group))

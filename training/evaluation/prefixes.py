@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ...core.errors import InputError
 from ...core.prompt import Segment
 from ..batch import pad
 from ..data import Item, Question
@@ -64,11 +65,11 @@ def _latents(model: LatentModel, llm: LMWrapper, items: Sequence[Item], kind: Ki
     if kind.base == "shuffled":
         input_ids, lengths = input_ids.roll(1, 0), lengths.roll(1, 0)
     rule = kind.rule(config.latent_len)
-    z = carried(encode(reader, input_ids.to(device), lengths.to(device), rule), kind.codec)
+    z = carried(model, encode(reader, input_ids.to(device), lengths.to(device), rule), kind.codec)
     rows: Tensor = reader.adapter(llm)(z)
     counts = [rule(n) for n in lengths.tolist()]
     contexts = [
-        Context(b, range(m), item.questions, latent_bytes(m, config.d_z))
+        Context(b, range(m), item.questions, latent_bytes(m, config.d_z, config.fsq_profile))
         for b, (item, m) in enumerate(zip(items, counts, strict=True))
     ]
     return Prefixes(contexts, rows, z.shape[1])
@@ -81,8 +82,16 @@ def encode(model: LatentModel, input_ids: Tensor, lengths: Tensor, rule: Rule) -
     return model.encode(input_ids, lengths, rule.capacity(sizes), counts)
 
 
-def carried(z: Tensor, codec: str) -> Tensor:
-    """Latents f32 [B,M,d_z] after they went through a codec of the wire (``runtime/codec.py``); f32 without one."""
+def carried(model: LatentModel, z: Tensor, codec: str) -> Tensor:
+    """Latents f32 [B,M,d_z] after they went through a codec of the wire (``runtime/codec.py``); f32 without one.
+
+    Raises:
+        InputError: 2111 ``fsq`` of a checkpoint that was trained without a quantiser.
+    """
+    if codec == "fsq":
+        if model.quantiser is None:
+            raise InputError(2111, "row needs a quantiser", where="_fsq", expected="expected fsq_profile 1 or 2, got 0")
+        return model.quantised(z)
     if codec == "f16":
         return z.half().float()
     if codec == "i8":

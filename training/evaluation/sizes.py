@@ -22,7 +22,7 @@ def text_bytes(text: str) -> dict[str, int]:
     return sizes | {"frame text": HEADER + len(raw), "frame text/1": HEADER + small}
 
 
-def latent_bytes(count: int, d_z: int) -> dict[str, int]:
-    """Frames of ``count`` latents of width ``d_z``, by codec."""
+def latent_bytes(count: int, d_z: int, profile: int = 0) -> dict[str, int]:
+    """Frames of ``count`` latents of width ``d_z``, by codec; ``profile`` of the FSQ quantiser, 0 without one."""
     sizes = {"frame f16": HEADER + 2 * count * d_z, "frame i8": HEADER + count * (4 + d_z)}
-    return sizes | {f"frame fsq/{p}": HEADER + (count * bits + 7) // 8 for p, bits in FSQ_BITS.items()}
+    return sizes | ({f"frame fsq/{profile}": HEADER + (count * FSQ_BITS[profile] + 7) // 8} if profile else {})

@@ -9,7 +9,16 @@ from .kinds import parse
 
 HEAD = ["the LLM sees", "tokens", "bytes", "NLL (nats/token)", "first token", "top 5", "F1", "F1 named", "F1 other"]
 COLUMNS = ["EM", "distinct"]
-SHOWN = (("utf8", ""), ("zstd", " zstd"), ("frame f16", " f16"), ("frame i8", " i8"), ("rows f16", " f16"))
+SHOWN = {
+    "utf8": "",
+    "zstd": " zstd",
+    "frame f16": " f16",
+    "frame i8": " i8",
+    "frame fsq/1": " fsq",
+    "frame fsq/2": " fsq",
+    "rows f16": " f16",
+}
+"""Forms of a row that a table shows, and the unit behind the number."""
 
 
 def table(of_llm: Mapping[str, Any], latents: int) -> tuple[list[str], list[list[str]]]:
@@ -25,7 +34,7 @@ def table(of_llm: Mapping[str, Any], latents: int) -> tuple[list[str], list[list
 
 
 def _bytes(sizes: Mapping[str, float], codec: str) -> str:
-    shown = [(form, unit) for form, unit in SHOWN if form in sizes and (not codec or form.endswith(codec))]
+    shown = [(form, unit) for form, unit in SHOWN.items() if form in sizes and (not codec or f" {codec}" in form)]
     return " / ".join(f"{sizes[form]:.0f}{unit}" for form, unit in shown) or "0"
 
 
@@ -44,6 +53,8 @@ def remarks(of_llm: Mapping[str, Any]) -> list[str]:
         "shuffle_gap": "shuffle gap, nats/token",
         "f1_of_full": "F1 over full text's",
         "f1_of_first": "F1 over first tokens'",
+        "latents_i8_kept": "F1 kept through codec i8",
+        "latents_fsq_kept": "F1 kept through codec fsq",
     }
     lines = [f"{text}: {_cell(of_llm, name, True)}" for name, text in names.items() if name in of_llm]
     for column, value in (of_llm.get("latents_minus_first") or {}).items():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from weakref import WeakKeyDictionary
 
 import torch
@@ -30,7 +31,7 @@ def untrained(model: LatentModel) -> LatentModel:
 
 @torch.no_grad()
 def _make(model: LatentModel) -> LatentModel:
-    config = model.config
+    config = replace(model.config, fsq_profile=0)  # a quantiser is fitted to texts, and no row needs it here
     if config.encoder_type != "embed_layer":
         raise ModelError(3210, "no closed-form start for this encoder", where=config.encoder_type)
     encoder = build_encoder(config)
