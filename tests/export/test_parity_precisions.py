@@ -160,5 +160,5 @@ def test_weights_of_another_form_are_refused(
     llm = make_tiny(tmp_path / "llm", "llama")
     bundle = make_precise(tmp_path / "bundle", llm, "fp16")
     wrong = Bundle(bundle.path, replace(bundle.manifest, precision="fp32"))
-    with pytest.raises(ParityError, match="expected F32, got F16"):
+    with pytest.raises(ParityError, match=r"expected F32 \[258, 48\], got F16 \[258, 48\]"):
         check_weights(wrong, llm)
