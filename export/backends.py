@@ -15,7 +15,7 @@ from ..engines.torch_ref import TorchRefEngine
 from . import reference
 from .drive import SLACK
 from .findings import Finding
-from .gate_same import STEPS
+from .gate_same import PAD, STEPS
 from .precision import precision
 from .probe import Probe, ProbeEngine, TorchProbe
 from .recorded import Recorded
@@ -134,12 +134,30 @@ FINDERS: dict[str, Callable[[Bundle, int | None], Backend | str]] = {
 """Name -> how to find it: the backend, or why it is not here."""
 
 
+def room(there: Sequence[Backend]) -> int:
+    """Positions that a prompt and its answer have on every backend; 0: any number."""
+    return max(0, min((b.length - PAD - STEPS - SLACK for b in there if b.length), default=0))
+
+
 def fitting(recorded: Recorded, backend: Backend) -> Recorded:
-    """The prompts that fit the backend with their answers; all of them where it has no limit."""
+    """The prompts that fit the backend with their answers; all of them where it has no limit.
+
+    Raises:
+        BundleError: 4011 none fits.
+    """
     if not backend.length:
         return recorded
-    room = backend.length - recorded.tokens.shape[1] - STEPS - SLACK
-    keep = [i for i, p in enumerate(recorded.prompts) if len(p) <= room]
+    longest = room([backend]) - recorded.tokens.shape[1]
+    keep = [i for i, p in enumerate(recorded.prompts) if len(p) <= longest]
+    if not keep:
+        shortest = min(map(len, recorded.prompts))
+        raise BundleError(
+            4011,
+            "no prompt of the reference fits the bundle",
+            where=f"{recorded.source} on {backend.name}",
+            expected=f"expected prompts of at most {longest} tokens, the shortest has {shortest}",
+            fix="a larger --capacity or --length, or --reference transformers, which cuts them",
+        )
     at = {p: n for n, p in enumerate(keep)}
     rows = [r for r, (p, _) in enumerate(recorded.probes.tolist()) if p in at]
     probes = recorded.probes[rows].copy()

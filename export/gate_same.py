@@ -26,6 +26,8 @@ from .decoder import HIDDEN
 from .drive import Prompts, Run, after, allocated, beside, embed, follow, lengths_of, run
 from .findings import Finding, departed
 
+PAD = 9
+"""Positions of padding that must not matter."""
 STEPS = 4
 """Tokens of each run."""
 ROWS = 6
@@ -63,7 +65,7 @@ def check_batch(engine: Engine, s: Sample) -> Finding:
 
 def check_padding(engine: Engine, s: Sample) -> Finding:
     """Nine positions of junk after the longest prompt, and a cache that has room for them."""
-    padded = run(engine, s.first, STEPS, pad=9)
+    padded = run(engine, s.first, STEPS, pad=PAD)
     return _compare("padding", engine, padded, run(engine, s.first, STEPS), s.same)
 
 

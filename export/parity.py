@@ -24,7 +24,7 @@ from ..core.errors import LatentError
 from ..engines.base import Engine
 from ..engines.bundle import Bundle
 from ..models.folder import ModelFolder
-from .backends import Backend, fitting, running
+from .backends import Backend, fitting, room, running
 from .findings import Finding, ParityError, departed
 from .gate_reference import check_logits, check_states, check_tokens, replay
 from .gate_same import GATES, Sample, sample
@@ -108,7 +108,7 @@ def verify(
     if choice is None:
         raise ValueError("a full check needs a yardstick")
     there, absent = running(bundle, threads, only, quick=quick and only is None)
-    recorded = run_reference(choice, llm, bundle.manifest.llm.bos)
+    recorded = run_reference(choice, llm, bundle.manifest.llm.bos, room(there))
     message(f"parity: {len(recorded.prompts)} prompts against {recorded.source} on {', '.join(b.name for b in there)}")
     for backend in there:
         findings += check_backend(backend, bundle, recorded, stop=stop)

@@ -6,13 +6,16 @@ In: a bundle under construction and a target. Out: the manifest with its plans. 
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Final
 
-from ..engines.base import PARTS
 from ..engines.bundle import Bundle, Manifest
 from ..engines.trt_module import check_flavour, load
 from .plan import Job, write_plan
 from .plan_gpus import choose_gpus
 from .target import Target
+
+COMPILED: Final = ("encoder", "adapter", "splice", "decoder")
+"""Parts that get a plan. The wire's quantiser stays on ONNX Runtime: a few rows of a small matrix."""
 
 
 def prepare(target: Target) -> Target:
@@ -39,4 +42,4 @@ def add_plans(bundle: Bundle, target: Target) -> Manifest:
     if not target.compiled:
         return m
     sizes = (m.encoder.max_tokens, m.encoder.latents, m.adapter.task_tokens)
-    return replace(m, plans={part: write_plan(Job(part, bundle.path, target, m.llm, *sizes)) for part in PARTS})
+    return replace(m, plans={part: write_plan(Job(part, bundle.path, target, m.llm, *sizes)) for part in COMPILED})

@@ -48,14 +48,22 @@ def find_reference(kind: str, llm: ModelFolder, checkpoint: Path) -> Reference:
     )
 
 
-def run_reference(choice: Reference, llm: ModelFolder, bos: Sequence[int]) -> Recorded:
+def run_reference(choice: Reference, llm: ModelFolder, bos: Sequence[int], room: int = 0) -> Recorded:
     """What the yardstick answers.
+
+    Args:
+        choice: which one.
+        llm: the model.
+        bos: token ids that begin a prompt.
+        room: positions that a prompt and its answer have; longer prompts are cut where the yardstick runs now. 0: any.
 
     Raises:
         BundleError: 4011 the recorded run is of another version of the model.
     """
     if choice.path is None:
         prompts = reference.sentence_prompts(llm.tokenizer_path, bos)
+        if room:
+            prompts = [p[: max(2, room - reference.NEW_TOKENS)] for p in prompts]
         message(f"parity: running transformers on {len(prompts)} prompts")
         return reference.measure(llm.path, llm.fingerprint, prompts)
     recorded = read_recorded(choice.path)

@@ -10,18 +10,18 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from latentwire.core.errors import InputError, LatentWireError
-from latentwire.engines.base import PARTS
+from latentwire.core.errors import BundleError, InputError, LatentWireError
 from latentwire.engines.bundle import Bundle, read_bundle
 from latentwire.export import reference
 from latentwire.export.export import Request, export_bundle
+from latentwire.export.plans import COMPILED
 from latentwire.export.recompile import Recompile, recompile
 from latentwire.export.target import Wishes, choose
 
 pytestmark = pytest.mark.trt
 
 GPU = ("sm_89",)
-WISHES = Wishes("tensorrt-rtx", capacity=512, batch=4, length=40, gpus=GPU)
+WISHES = Wishes("tensorrt-rtx", capacity=64, batch=4, length=40, gpus=GPU)
 
 
 @pytest.fixture(autouse=True)
@@ -45,11 +45,11 @@ def request_for(model: Any, make_checkpoint: Callable[..., Path], tmp_path: Path
 
 def check_plans(bundle: Bundle) -> None:
     m = read_bundle(bundle.path).manifest
-    assert set(m.plans) == set(PARTS)
-    assert m.files.keys() >= {f"{part}.plan" for part in PARTS}
+    assert set(m.plans) == set(COMPILED)
+    assert m.files.keys() >= {f"{part}.plan" for part in COMPILED}
     assert {(p.package, p.gpus, p.batch) for p in m.plans.values()} == {("tensorrt-rtx", GPU, 4)}
-    assert (m.plans["decoder"].length, m.capacity, m.precision, m.flavour) == (40, 512, "fp16", "dual")
-    assert m.graphs["decoder"].inputs[-1].dims[2] == 512
+    assert (m.plans["decoder"].length, m.capacity, m.precision, m.flavour) == (40, 64, "fp16", "dual")
+    assert m.graphs["decoder"].inputs[-1].dims[2] == 64
     assert m.plans["decoder"].audit["kv_cache_updates"] == 4
 
 
@@ -70,6 +70,16 @@ def test_from_a_bundle(request_for: Request, tmp_path: Path) -> None:
     assert all(plain.manifest.files[name] == compiled.manifest.files[name] for name in same)
     again = recompile(Recompile(compiled.path, tmp_path / "again", replace(WISHES, capacity=None)))
     assert again.manifest.files["decoder.onnx"] == compiled.manifest.files["decoder.onnx"]
+
+
+def test_no_recorded_prompt_fits(request_for: Request, model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Prompts that were recorded cannot be cut; those of a reference that runs now are."""
+    prompts = reference.sentence_prompts(model.tokenizer_path, (256,))
+    recorded = reference.measure(model.path, model.fingerprint, prompts)
+    monkeypatch.setattr("latentwire.export.parity.run_reference", lambda *a: recorded)
+    with pytest.raises(BundleError) as caught:
+        export_bundle(replace(request_for, target=choose(Wishes(capacity=40)), verify="full"))
+    assert (caught.value.code, caught.value.what) == (4011, "no prompt of the reference fits the bundle")
 
 
 @pytest.mark.parametrize(
