@@ -218,9 +218,19 @@ def load_into(folder: Path, model: LatentModel) -> dict[str, Any]:
     """Load all weights of a checkpoint into a model of the same config; returns the metadata.
 
     Raises:
-        ModelError: 3102 if an adapter was trained for another LLM, and all of the above.
+        ModelError: 3102 if an adapter was trained for another LLM; 3101 if the encoder reads another tokenizer; and all
+            of the above.
     """
     meta = read_meta(folder)
+    about, source = meta["encoder"], model.source
+    if about.get("llm_fingerprint", source.fingerprint) != source.fingerprint:
+        raise ModelError(
+            3101,
+            f"encoder was made of another {source.name}: its token table and tokenizer do not fit",
+            where=str(folder),
+            expected=f"expected {about['llm_fingerprint'][:12]}, got {source.fingerprint[:12]}",
+            fix="install the version it was trained with",
+        )
     load_module(model.encoder, folder / encoder_file())
     for llm in model.llms:
         adapter_facts(meta, llm, folder)

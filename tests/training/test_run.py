@@ -276,6 +276,12 @@ def _damage_llm(folder: Path) -> None:
     (folder / "meta.json").write_text(json.dumps(meta))
 
 
+def _damage_tokenizer(folder: Path) -> None:
+    meta = json.loads((folder / "meta.json").read_text())
+    meta["encoder"]["llm_fingerprint"] = "0" * 64
+    (folder / "meta.json").write_text(json.dumps(meta))
+
+
 def _damage_pickle(folder: Path) -> None:
     (folder / "meta.json").rename(folder / "weights.pt")
 
@@ -290,6 +296,7 @@ def _damage_pickle(folder: Path) -> None:
         (lambda f: _damage_meta(f, config=None), 3220),
         (lambda f: (f / "meta.json").write_text("{"), 3220),
         (_damage_llm, 3102),
+        (_damage_tokenizer, 3101),
         (lambda f: _damage_meta(f, adapters={}), 3102),
         (_damage_pickle, 4005),
         (lambda f: (f / "encoder.safetensors").unlink(), 3204),
