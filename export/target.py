@@ -73,7 +73,7 @@ def choose(wishes: Wishes) -> Target:
     """
     if wishes.kind not in KINDS:
         raise _bad("--target", wishes.kind, " or ".join(KINDS))
-    kind = cast(Kind, wishes.kind)
+    kind: Kind = wishes.kind
     compiled = kind in COMPILED
     form = precision(wishes.precision or ("fp16" if compiled else "fp32"))
     if compiled and form.name not in COMPILED_PRECISIONS:

@@ -20,7 +20,7 @@ from latentwire.export import checkpoint as checkpoint_module
 from latentwire.export import reference
 from latentwire.export.checkpoint import read_checkpoint
 from latentwire.export.export import Request, export_bundle
-from latentwire.export.parity import ParityError
+from latentwire.export.findings import ParityError
 from latentwire.models.folder import ModelFolder
 
 KIND = "llama-tied"

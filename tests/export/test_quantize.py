@@ -11,7 +11,7 @@ from onnx import NodeProto, TensorProto, helper, numpy_helper
 from latentwire.core.errors import ModelError
 from latentwire.export.precision import PRECISIONS
 from latentwire.export.quantize import Kind, channel_scale, convert, kind, restore, stored, to_blocks
-from latentwire.export.weight_file import DTYPES
+from latentwire.export.shards import DTYPES
 
 QUANTISED = ["int8", "w8", "w4", "fp8"]
 SHAPES: list[tuple[str, Kind, tuple[int, ...]]] = [

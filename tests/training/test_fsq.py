@@ -91,7 +91,9 @@ def test_the_gradient_passes_straight_through() -> None:
     # The output has unit RMS, so its own norm has no gradient: ask for a direction instead.
     z.grad = None
     (quantiser(z, torch.ones(2, dtype=torch.bool)) * torch.randn(2, 3, 16)).sum().backward()
-    assert float(z.grad.abs().min(-1).values.min()) > 0
+    gradient: torch.Tensor | None = z.grad
+    assert gradient is not None
+    assert float(gradient.abs().min(-1).values.min()) > 0
     assert all(
         p.grad is not None and p.grad.abs().sum() > 0 for n, p in quantiser.named_parameters() if "wide" not in n
     )
@@ -162,7 +164,7 @@ def test_it_is_trained_saved_and_part_of_the_encoder_s_name(make: Callable[..., 
     assert not torch.equal(model.quantised(z), z)
     assert model.quantised(z, torch.tensor([False])).equal(z)
     with torch.no_grad():
-        quantiser.up.linear.bias += 0.25
+        quantiser.up.linear.bias.add_(0.25)
     trainer.save()
     assert open_checkpoint(tmp_path / "last", "cpu")[1]["encoder"]["fingerprint"] != meta["encoder"]["fingerprint"]
 

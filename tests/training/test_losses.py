@@ -90,7 +90,7 @@ def test_top_k_distillation_of_everything_is_the_whole_kl() -> None:
 def test_a_teacher_that_is_certain_leaves_no_rest() -> None:
     student = torch.zeros(1, 4, requires_grad=True)
     loss = distillation_top(student, top_logits(torch.tensor([[80.0, 0.0, 0.0, 0.0]]), 1.0, 2), 1.0)
-    loss.backward()  # type: ignore[no-untyped-call]
+    loss.backward()
     # The part of the rest is bounded by its floor of one millionth.
     assert loss.item() == pytest.approx(math.log(4), abs=1e-4)
     assert student.grad is not None
