@@ -190,7 +190,9 @@ def _tree(
         ahead = tuple(llm.encode(seen.rest)[: own_draw.ahead]) if seen.rest else ()
         candidates = [Branch(join([go_on]), ahead, "continue")] if ahead else []
         candidates += [answer_branch(llm, q, a, answer, task) for q, a in own_draw.questions]
-        candidates += [b for c in own_draw.cues if (b := _reconstruct(own, c, repeat))]
+        cues = [b for c in own_draw.cues if (b := _reconstruct(own, c, repeat))]
+        # In a short crop several cues begin at the same token; the same branch twice would teach nothing more.
+        candidates += list({(*b.prompt.ids.tolist(), *b.target): b for b in cues}.values()) if limits.crop else cues
         branches.append(_fit(candidates, limits.branch_tokens))
     return build(prefixes, branches)
 

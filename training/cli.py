@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -24,6 +25,10 @@ def train_command(
     out: Annotated[Path, typer.Option("--out", "-o", help="Run folder. If it holds a run, that run goes on.")],
     settings: Annotated[list[str] | None, typer.Option("--set", help="Overrides one option: key=value.")] = None,
     until: Annotated[int | None, typer.Option(min=1, help="Stop after this step; the run can go on later.")] = None,
+    init: Annotated[Path | None, typer.Option(help="Start from the weights of this checkpoint; new schedule.")] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Show config, batches, time and memory; train nothing.")
+    ] = False,
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
@@ -31,13 +36,18 @@ def train_command(
 
     The same command again resumes where the last checkpoint was written,
     with the same losses. OUT holds log.jsonl, last/ (to resume), best/
-    (lowest held-out NLL from latents) and curves.png.
+    (lowest held-out NLL from latents), config.toml and curves.png.
+    Several GPUs: start it with torchrun or accelerate launch, as below.
 
     Examples:
 
       latentwire train --config run.toml --out runs/a
 
       latentwire train -c run.toml -o runs/b --set steps=2000 --set seed=1
+
+      latentwire train -c run.toml -o runs/c --init runs/a/best
+
+      torchrun --nproc-per-node 2 -m latentwire.cli train -c run.toml -o runs/d
     """
     from ..core.console import configure, run_cli
     from ..core.extras import needs
@@ -45,10 +55,15 @@ def train_command(
     def body() -> int:
         with needs("train"):
             from .config import load
-            from .curves import draw
             from .train import Trainer
-        Trainer(load(config, settings or ()), out).train(until)
-        draw(out)
+        found = load(config, [*(settings or ()), *([f"init={json.dumps(str(init))}"] if init else [])])
+        if dry_run:
+            from .preview import preview
+
+            preview(found)
+            return 0
+        with Trainer(found, out) as trainer:
+            trainer.train(until)
         return 0
 
     configure(quiet=quiet or None, debug=debug or None)

@@ -9,9 +9,10 @@ from ..core.prompt import Encode
 from .data import Item
 
 ROOM = 72
-"""Encoder tokens left behind the encoded part where a continuation is asked for: at least 64 of the LLM's."""
-SHORTEST = 16
-"""Fewer tokens than this are not encoded on their own; a passage that short is not continued."""
+"""Encoder tokens left behind the encoded part where a continuation is asked for, so that 64 of the LLM's are there;
+of short passages half is left."""
+SHORTEST = 72
+"""Passages with fewer tokens are not continued: too little would be encoded, or asked for."""
 
 LONGEST = 30
 """Characters of a word that is kept whole."""
@@ -41,7 +42,7 @@ def view(item: Item, rng: Any, encode: Encode, *, size: int, cropped: bool, cont
     wants, where = rng.random() < continue_share, rng.random()
     text = item.context
     tokens = len(encode(text))
-    room = ROOM if wants and tokens >= SHORTEST + ROOM else 0
+    room = min(ROOM, tokens // 2) if wants and tokens >= SHORTEST else 0
     length = min(size, tokens - room)
     begin = int(where * (tokens - room - length)) if cropped else 0
     # Characters in proportion, then checked: any tokenizer will do, also one that cannot say where its tokens stand.

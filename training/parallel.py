@@ -71,6 +71,13 @@ class Peers:
         for tensor in tensors:
             tensor.data.copy_(broadcast(tensor.data.clone(), from_process=0))
 
+    def close(self) -> None:
+        """Leave the others; the last thing a process does."""
+        if self.size > 1:
+            from accelerate import PartialState
+
+            PartialState().destroy_process_group()
+
     def from_first(self, value: Any) -> Any:
         """The first process's ``value``."""
         if self.size == 1:

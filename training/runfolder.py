@@ -7,14 +7,18 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..core.console import message
 from ..core.errors import ModelError
+from ..core.extras import needs
 from ..core.files import atomic_write_bytes, sha256_file
 from ..core.locks import exclusive
 from .config import Config
 from .curves import read_log
+
+if TYPE_CHECKING:
+    from .board import Board
 
 DATA_OPTIONS = ("data", "eval_data", "prose")
 
@@ -29,6 +33,7 @@ class RunFolder:
 
     def __init__(self, path: Path, writes: bool) -> None:
         self.path, self.writes = path, writes
+        self._board: Board | None = None
 
     @property
     def last(self) -> Path:
@@ -61,6 +66,17 @@ class RunFolder:
             fix="wait for it or end it, or use another folder",
         )
 
+    def show_on_board(self, step: int) -> None:
+        """Also write what is logged as TensorBoard events from now on.
+
+        Raises:
+            EnvironmentFault: 5011 TensorBoard is not installed.
+        """
+        if self.writes:
+            with needs("train"):
+                from .board import Board
+            self._board = Board(self.path / "tensorboard", step)
+
     def log(self, record: dict[str, Any]) -> None:
         """Append a line to ``log.jsonl``; anything but a step is also shown."""
         if not self.writes:
@@ -73,6 +89,8 @@ class RunFolder:
         torn = path.is_file() and path.stat().st_size > 0 and not _ends_line(path)
         with path.open("a", encoding="utf-8") as f:
             f.write("\n" * torn + line + "\n")
+        if self._board:
+            self._board.add(record)
 
     def evals(self) -> dict[int, float]:
         """Step -> held-out NLL from latents, mean over the LLMs, of every measurement in the log."""

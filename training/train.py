@@ -5,17 +5,19 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 
-from ..core.console import track
+from ..core.console import Progress, track
 from ..core.errors import LatentError, ModelError
 from .building import build_model, parameters, pick_device, start
 from .checkpoint import config_of, load_into, load_tensors, read_meta, save
 from .config import Config
+from .curves import draw
 from .data import Item, read_prose, read_questions
 from .evaluate import measure, pick
 from .maker import Maker, TextReader, Work
@@ -84,7 +86,8 @@ class Trainer:
             self.data = Data.read(config)
             self.files = fingerprints(config)
             self.held_out = pick(self.data.held_out, config.eval_questions)
-            resumes = (self.run.last / "meta.json").is_file()
+            # Asked once: the first process may have written it when another one looks.
+            resumes = bool(self.peers.from_first((self.run.last / "meta.json").is_file()))
             if resumes:
                 self._check_resume(read_meta(self.run.last))
             self.model = build_model(config, self.device)
@@ -93,10 +96,18 @@ class Trainer:
             self.spans = config.spans()
             self.step, self.best = 0, math.inf
             self.meter = Meter(Flops(self.model), measure_peak(self.device, config.precision))
+            if config.tensorboard:
+                self.run.show_on_board(read_meta(self.run.last)["step"] if resumes else 0)
             if resumes:
                 self._resume()
             else:
                 self._start()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.peers.close()
 
     def _start(self) -> None:
         self.run.write_config(self.config)
@@ -174,7 +185,7 @@ class Trainer:
         """
         config = self.config
         end = config.steps if until is None else min(until, config.steps)
-        with self.run.owned(), track("train", total=config.steps, unit="step") as progress:
+        with self.run.owned(), self._progress() as progress:
             progress.advance(self.step)
             works = stream(self.maker, self._numbers(end), pick_workers(config.workers, self.device), self.device)
             self.meter.take()
@@ -192,6 +203,9 @@ class Trainer:
                 if self._measured_at(self.step):
                     self.evaluate(LATER_KINDS)
                     self.meter.take()
+
+    def _progress(self) -> AbstractContextManager[Progress]:
+        return track("train", total=self.config.steps, unit="step", quiet=None if self.peers.writes else True)
 
     def _numbers(self, end: int) -> list[int]:
         """The micro-batches that are this process's until step ``end``."""
@@ -274,6 +288,7 @@ class Trainer:
             save(self.run.best, self.model, step=self.step, best=value)
         # After the checkpoint: a measurement that is in the log is not made again.
         self.run.log(record)
+        draw(self.out)
 
     def save(self) -> None:
         """Write ``last/``, from which a run goes on."""

@@ -142,6 +142,20 @@ def test_a_continuation_asks_for_what_follows_the_encoded_part() -> None:
     assert again.trees[0].ids.tolist() == tree.ids.tolist()
 
 
+def test_half_of_a_short_passage_is_continued() -> None:
+    text = " ".join(f"w{i:03d}" for i in range(80))
+    found = view(Item(text, ()), np.random.default_rng(0), words, size=512, cropped=False, continue_share=1.0)
+    assert words(found.item.context) + words(found.rest) == list(range(80))
+    assert 36 <= len(words(found.rest)) <= 44
+
+
+def test_a_short_crop_asks_for_each_stretch_once() -> None:
+    limits = Limits(8, 2, 512, 800, reconstruct_share=1.0, crop=32)
+    tree = make_batch([Item(PASSAGE, ())], words, [_Reader()], limits, (0, 1, 5)).trees[0]
+    # A crop of 32 words has room for one cue of 8 and the 24 behind it.
+    assert tree.branch.max() == 1
+
+
 def test_the_teacher_reads_the_part_that_is_encoded_and_no_more() -> None:
     limits = Limits(8, 2, 512, 400, continue_share=1.0, crop=32)
     read = [make_batch([Item(PASSAGE, ())], words, [_Reader()], limits, (0, 1, 5), text) for text in (False, True)]
