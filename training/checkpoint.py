@@ -214,15 +214,13 @@ def adapter_facts(meta: dict[str, Any], llm: LMWrapper, folder: Path) -> dict[st
     return about
 
 
-def load_into(folder: Path, model: LatentModel) -> dict[str, Any]:
-    """Load all weights of a checkpoint into a model of the same config; returns the metadata.
+def encoder_fits(meta: dict[str, Any], source: LMWrapper, folder: Path) -> None:
+    """Check that the encoder was made of this LLM.
 
     Raises:
-        ModelError: 3102 if an adapter was trained for another LLM; 3101 if the encoder reads another tokenizer; and all
-            of the above.
+        ModelError: 3101 it was made of another one.
     """
-    meta = read_meta(folder)
-    about, source = meta["encoder"], model.source
+    about = meta["encoder"]
     if about.get("llm_fingerprint", source.fingerprint) != source.fingerprint:
         raise ModelError(
             3101,
@@ -231,6 +229,17 @@ def load_into(folder: Path, model: LatentModel) -> dict[str, Any]:
             expected=f"expected {about['llm_fingerprint'][:12]}, got {source.fingerprint[:12]}",
             fix="install the version it was trained with",
         )
+
+
+def load_into(folder: Path, model: LatentModel) -> dict[str, Any]:
+    """Load all weights of a checkpoint into a model of the same config; returns the metadata.
+
+    Raises:
+        ModelError: 3102 if an adapter was trained for another LLM; 3101 if the encoder reads another tokenizer; and all
+            of the above.
+    """
+    meta = read_meta(folder)
+    encoder_fits(meta, model.source, folder)
     load_module(model.encoder, folder / encoder_file())
     for llm in model.llms:
         adapter_facts(meta, llm, folder)

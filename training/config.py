@@ -198,6 +198,9 @@ class Config:
         for stage in self.stage:
             for choice in stage.latent_choices:
                 parse(choice)
+        if "latent" in (self.bundle, *(stage.bundle for stage in self.stage)):
+            # Its formulas exist (loss.latent_losses); the encoder to learn from is not an option yet.
+            raise _bad("bundle", "a bundle that reads the answers of an LLM", "latent")
         spans(self.stage, self.steps)
         if not self.llms:
             raise _bad("llms", "at least one LLM", self.llms)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ..core.errors import ModelError
 from .building import begin_quantiser
-from .checkpoint import adapter_facts, adapter_file, config_of, encoder_file, load_tensors, read_meta
+from .checkpoint import adapter_facts, adapter_file, config_of, encoder_file, encoder_fits, load_tensors, read_meta
 from .model import LatentModel
 
 
@@ -25,9 +25,11 @@ def start_from(model: LatentModel, folder: Path, texts: Sequence[str]) -> tuple[
         texts: the quantiser is fitted to their latents where the checkpoint has none.
 
     Raises:
-        ModelError: 3102 no adapter for an LLM, or one for another version of it; 3204, 3220-3223 as for a checkpoint.
+        ModelError: 3101 its encoder reads another tokenizer; 3102 no adapter for an LLM, or one for another version of
+            it; 3204, 3220-3223 as for a checkpoint.
     """
     meta = read_meta(folder)
+    encoder_fits(meta, model.source, folder)
     tasks = config_of(meta, str(folder)).tasks
     found = load_tensors(folder / encoder_file())
     fitted = any(name.startswith("quantiser.") for name in found)

@@ -267,6 +267,11 @@ def test_a_run_starts_from_the_weights_of_another(make: Make, tmp_path: Path) ->
         Trainer(make(init=str(tmp_path / "a" / "last"), mlp_hidden=16), tmp_path / "d")
     with pytest.raises(ModelError, match="LW-3204"):
         Trainer(make(init=str(tmp_path / "nowhere")), tmp_path / "e")
+    meta = json.loads((tmp_path / "a" / "last" / "meta.json").read_text())
+    meta["encoder"]["llm_fingerprint"] = "0" * 64
+    (tmp_path / "a" / "last" / "meta.json").write_text(json.dumps(meta))
+    with pytest.raises(ModelError, match="LW-3101"):
+        Trainer(make(init=str(tmp_path / "a" / "last")), tmp_path / "f")
 
 
 def test_moments_of_other_parameters_are_refused() -> None:
