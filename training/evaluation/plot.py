@@ -1,7 +1,8 @@
-"""Quality against tokens and against bytes, as a picture: an LLM a row, NLL and F1 against both."""
+"""Quality against tokens and against bytes, as a picture: NLL and F1 of every row."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -44,56 +45,71 @@ def points(rows: Mapping[str, Any], measure: str, against: str) -> list[tuple[fl
 
 
 def draw(found: Mapping[str, Any], path: Path) -> None:
-    """Write the picture of one report."""
+    """Write the picture of one report: two panels a line, tokens and bytes; a line for each LLM and measure."""
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
     llms = found["llms"]
-    measures = [m for m in ("nll", "f1") if any(m in row for of in llms.values() for row in of["rows"].values())]
+    lines = [(n, m) for n, of in llms.items() for m in ("nll", "f1") if any(m in row for row in of["rows"].values())]
     figure, axes = plt.subplots(
-        len(llms),
-        2 * len(measures),
-        figsize=(6.5 * 2 * len(measures), 5.2 * len(llms)),
-        layout="constrained",
-        squeeze=False,
+        len(lines), 2, figsize=(14, 5.5 * len(lines)), layout="constrained", squeeze=False, sharey="row"
     )
-    for line, (name, of) in zip(axes, llms.items(), strict=True):
-        panels = [(m, a) for m in measures for a in ("tokens", "bytes")]
-        for axis, (measure, against) in zip(line, panels, strict=True):
-            _panel(axis, of["rows"], measure, against)
-            better = "lower is better" if measure == "nll" else "higher is better"
+    for line, (name, measure) in zip(axes, lines, strict=True):
+        better = "lower is better" if measure == "nll" else "higher is better"
+        for axis, against in zip(line, ("tokens", "bytes"), strict=True):
+            _panel(axis, llms[name]["rows"], measure, against)
             axis.set(title=f"{name}: {measure.upper()} ({better})")
     note = "text: smallest of plain, zlib and zstd bytes. * chosen with the question at hand"
     protocol = found["protocol"]["name"]
     figure.suptitle(f"{found['questions']} questions, protocol {protocol}, 95 % intervals. {note}", fontsize=10)
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=110)
+    figure.savefig(path, dpi=100)
     plt.close(figure)
 
 
 def _panel(axis: Any, rows: Mapping[str, Any], measure: str, against: str) -> None:
     shown = sorted(points(rows, measure, against))
+    top = _ceiling(rows) if measure == "nll" else 1.0
     for x, y, label, group in shown:
         ci = rows[label.rstrip("*")].get(f"{measure}_ci") or [y, y]
-        error = [[max(0.0, y - ci[0])], [max(0.0, ci[1] - y)]]
-        axis.errorbar(x, y, error, fmt="o", color=COLOURS[group], alpha=0.8, capsize=2)
-    _label(axis, shown)
+        low, high = (min(top, v) for v in ci)
+        at = min(top, y)
+        error = [[max(0.0, at - low)], [max(0.0, high - at)]]
+        shape = "o" if y <= top else "^"
+        axis.errorbar(x, at, error, fmt=shape, color=COLOURS[group], alpha=0.8, capsize=2, elinewidth=0.8)
+    _label(axis, [(x, min(top, y), label if y <= top else f"{label} {y:.1f}") for x, y, label, _ in shown])
     axis.set_xscale("symlog", linthresh=10)
-    axis.margins(x=0.15)
+    axis.margins(x=0.2)
     axis.set(xlabel="context positions (LLM tokens)" if against == "tokens" else "bytes on the wire")
     axis.set(ylabel="nats a token" if measure == "nll" else "F1")
     axis.grid(alpha=0.3)
 
 
-def _label(axis: Any, shown: list[tuple[float, float, str, str]]) -> None:
-    """Names beside the points; where points crowd at one place the names go up in steps."""
-    values = [y for _, y, _, _ in shown]
-    line = 0.04 * (max(values, default=1.0) - min(values, default=0.0) or 1.0)
-    taken: list[tuple[float, float]] = []
-    for x, y, label, _ in sorted(shown, key=lambda p: p[1]):
-        steps = 0
-        while any(abs(y + steps * line - other) < line and 0.3 < (x + 3) / (o + 3) < 3.3 for o, other in taken):
-            steps += 1
-        taken.append((x, y + steps * line))
-        text = axis.annotate(label, (x, y), xytext=(7, 9 * steps), textcoords="offset points", fontsize=7, va="center")
+def _ceiling(rows: Mapping[str, Any]) -> float:
+    """Worse than no text by a fifth is off the scale: such a row would flatten all others."""
+    none = rows.get("none", {})
+    worst: float = 1.2 * none["nll"] if "nll" in none else float("inf")
+    return worst
+
+
+def _label(axis: Any, shown: list[tuple[float, float, str]]) -> None:
+    """Names to the right of the points; where points stand in one column the names are spread and tied to them."""
+    values = [y for _, y, _ in shown]
+    height = max(values, default=1.0) - min(values, default=0.0) or 1.0
+    step = 0.055 * height
+    free: dict[int, float] = {}
+    for x, y, label in sorted(shown, key=lambda p: p[1]):
+        # Columns a factor of two wide: names of neighbours in one of them would lie upon each other.
+        column = round(math.log2(x + 1))
+        at = max(y, *(free[c] for c in (column - 1, column, column + 1) if c in free), y)
+        free[column] = at + step
+        text = axis.annotate(
+            label,
+            (x, y),
+            xytext=(22, 0.9 * 280 * (at - y) / height),
+            textcoords="offset points",
+            fontsize=7.5,
+            va="center",
+            arrowprops={"arrowstyle": "-", "color": "0.6", "linewidth": 0.5},
+        )
         text.set_in_layout(False)  # the layout would shrink the panel for a name at its edge
