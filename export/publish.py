@@ -69,7 +69,9 @@ def publish(source: Path, out: Path, about: Mapping[str, Any], overwrite: bool =
     # and tables are made anew in fp32 by whoever opens the checkpoint.
     with torch.no_grad():
         for tensor in model.state_dict().values():
-            tensor.copy_(tensor.half())
+            # Token ids are no weights: a half holds no number above 65,504.
+            if tensor.is_floating_point():
+                tensor.copy_(tensor.half())
     # The config of the run, not of this opening; names of data files, not where they lay on the machine that trained.
     config = config_of(meta, str(source))
     files: dict[str, Any] = {f: tuple(Path(p).name for p in getattr(config, f)) for f in DATA_OPTIONS}

@@ -181,7 +181,8 @@ def _quiet() -> Iterator[None]:
 
 
 def half(module: nn.Module, tables: set[str]) -> Any:
-    """The module with fp16 weights that it casts to f32 when called; ``tables`` stay as they are.
+    """The module with fp16 weights that it casts to f32 when called; ``tables`` and whole
+    numbers stay as they are.
 
     ``names`` maps the buffers of the result to the module's own tensor names.
     """
@@ -192,6 +193,9 @@ def half(module: nn.Module, tables: set[str]) -> Any:
     kept = dict(module.state_dict())
     kept |= {name: b for name, b in module.named_buffers() if name.rsplit(".", 1)[-1] in tables}
 
+    def is_kept(name: str, value: Tensor) -> bool:
+        return name.rsplit(".", 1)[-1] in tables or not value.is_floating_point()
+
     class _Half(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -200,12 +204,12 @@ def half(module: nn.Module, tables: set[str]) -> Any:
             self._module = [module]
             for own, name in self.names.items():
                 value = kept[name].detach()
-                self.register_buffer(own, value if name.rsplit(".", 1)[-1] in tables else value.half())
+                self.register_buffer(own, value if is_kept(name, value) else value.half())
 
         def forward(self, *inputs: Tensor) -> Any:
             # A table is cast behind its lookup, by the module: engines would fold a cast of all of it into memory.
             values = {
-                name: self.get_buffer(own) if name.rsplit(".", 1)[-1] in tables else self.get_buffer(own).float()
+                name: buffer if is_kept(name, buffer := self.get_buffer(own)) else buffer.float()
                 for own, name in self.names.items()
             }
             return functional_call(self._module[0], values, inputs)

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from .adapter import Adapter, LearnedAdapter
+from .adapter import Adapter, LearnedAdapter, TableAdapter
 from .batch import pad
 from .checkpoint import config_of, load_into, read_meta
 from .config import Config
@@ -16,10 +16,13 @@ from .encoder import EncoderFromEmbedLayer
 from .fsq import start_quantiser
 from .llm import LMWrapper
 from .model import LatentModel, build_adapter, build_encoder, key
-from .start import inverse_document_frequency, set_embedding, start_adapter, start_encoder
+from .start import inverse_document_frequency, set_embedding, start_encoder, start_keys, start_rows
+from .vocabulary import choose_tokens, embed_text, token_latents, token_texts
 
 FITTED_TEXTS = 256
 """Texts whose latents a new quantiser is fitted to: 8,192 latents at M=32."""
+CALIBRATION_TEXTS = 64
+"""Texts whose rows are compared with their embeddings."""
 
 
 def pick_device(name: str) -> torch.device:
@@ -39,7 +42,7 @@ def build_model(config: Config, device: torch.device) -> LatentModel:
     adapters: dict[str, torch.nn.Module] = {}
     for llm in llms:
         table = llm.embedding.cpu()
-        adapter = build_adapter(config, table.shape[0], llm.width)
+        adapter = build_adapter(config, table.shape[0], llm.width, foreign(llm, source))
         if isinstance(adapter, LearnedAdapter):
             adapter.set_table(table)
         adapters[key(llm.name)] = adapter
@@ -54,11 +57,47 @@ def start(model: LatentModel, texts: list[str]) -> None:
     documents = [e.ids for e in llm.tokenizer.encode_batch(texts, add_special_tokens=False)]
     start_encoder(encoder, llm, inverse_document_frequency(documents, encoder.get_buffer("idf").shape[0]))
     begin_quantiser(model, texts)
-    directions, mean = encoder.projection.weight.detach().cpu(), encoder.get_buffer("mean").cpu()
     for each in model.llms:
-        adapter = model.adapter(each)
-        assert isinstance(adapter, (Adapter, LearnedAdapter))
-        start_adapter(adapter, each, directions, mean, model.config.tasks)
+        begin_adapter(model, each, texts)
+
+
+def foreign(llm: LMWrapper, source: LMWrapper) -> bool:
+    """Whether the encoder's projection means nothing for this LLM: it has another table than ``source``."""
+    shapes = [tuple(each.model.get_input_embeddings().weight.shape) for each in (llm, source)]
+    return llm.fingerprint != source.fingerprint and shapes[0] != shapes[1]
+
+
+def begin_adapter(model: LatentModel, llm: LMWrapper, texts: list[str]) -> None:
+    """Set one adapter in closed form for the encoder as it is now, trained or not.
+
+    Args:
+        model: with its encoder's weights in place.
+        llm: one of its LLMs.
+        texts: show which tokens are in use, and what rows to calibrate; without any, the chosen tokens stay.
+    """
+    adapter, encoder = model.adapter(llm), model.encoder
+    assert isinstance(adapter, (Adapter, LearnedAdapter))
+    table = llm.embedding.cpu()
+    if isinstance(adapter, TableAdapter):
+        pieces = token_texts(llm.tokenizer, len(table))
+        chosen = adapter.entries.cpu()[:, 0]
+        if texts:
+            chosen = choose_tokens(llm.tokenizer, texts, pieces, adapter.size)
+        adapter.set_table(table)
+        adapter.set_keys(chosen, token_latents(model, [pieces[i] for i in chosen.tolist()]))
+    elif isinstance(adapter, LearnedAdapter):
+        adapter.set_table(table)
+        start_keys(adapter, encoder.get_submodule("projection"), encoder.get_buffer("mean"))
+    start_rows(adapter, llm, table, model.config.tasks)
+    if adapter.calibration is not None and texts:
+        sample = texts[:CALIBRATION_TEXTS]
+        z = torch.cat(text_latents(model, sample))
+        with torch.no_grad():
+            rows = adapter.plain(z.to(adapter.task.weight.device)[None])[0].cpu()
+        text, anchor = (
+            embed_text(llm, table, some, model.config.max_tokens) for some in (sample, [model.config.anchor_text])
+        )
+        adapter.calibration.fit(rows, text, anchor)
 
 
 def begin_quantiser(model: LatentModel, texts: list[str]) -> None:
@@ -66,16 +105,22 @@ def begin_quantiser(model: LatentModel, texts: list[str]) -> None:
     if model.quantiser is None:
         return
     device = next(model.encoder.parameters()).device
-    ids = sorted((model.source.encode(t)[: model.config.max_tokens] for t in texts[:FITTED_TEXTS]), key=len)
-    found: list[torch.Tensor] = []
-    with torch.no_grad():
-        for at in range(0, len(ids), 16):
-            input_ids, lengths = (t.to(device) for t in pad(ids[at : at + 16]))
-            z = model.encode(input_ids, lengths)
-            found.append(z[z.any(-1)].cpu())
     # On the CPU, whose linear algebra is the same everywhere.
-    start_quantiser(model.quantiser.cpu(), torch.cat(found))
+    start_quantiser(model.quantiser.cpu(), torch.cat(text_latents(model, texts[:FITTED_TEXTS])))
     model.quantiser.to(device)
+
+
+@torch.no_grad()
+def text_latents(model: LatentModel, texts: list[str]) -> list[torch.Tensor]:
+    """Latents f32 [N,d_z] of texts, on the CPU, shortest first, without empty slots."""
+    device = next(model.encoder.parameters()).device
+    ids = sorted((model.source.encode(t)[: model.config.max_tokens] for t in texts), key=len)
+    found: list[torch.Tensor] = []
+    for at in range(0, len(ids), 16):
+        input_ids, lengths = (t.to(device) for t in pad(ids[at : at + 16]))
+        z = model.encode(input_ids, lengths)
+        found.append(z[z.any(-1)].cpu())
+    return found
 
 
 def open_checkpoint(

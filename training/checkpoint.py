@@ -50,8 +50,11 @@ def fingerprint(tensors: dict[str, Tensor], facts: dict[str, Any]) -> str:
 
 
 def module_tensors(module: nn.Module, dtype: torch.dtype) -> dict[str, Tensor]:
-    """Parameters and persistent buffers as contiguous CPU tensors of one dtype."""
-    return {k: v.detach().to("cpu", dtype).contiguous() for k, v in module.state_dict().items()}
+    """Parameters and persistent buffers as contiguous CPU tensors of one dtype; whole numbers keep theirs."""
+    return {
+        k: v.detach().to("cpu", dtype if v.is_floating_point() else v.dtype).contiguous()
+        for k, v in module.state_dict().items()
+    }
 
 
 def save(folder: Path, model: LatentModel, dtype: torch.dtype = torch.float32, **extra: Any) -> dict[str, Any]:
@@ -187,7 +190,7 @@ def load_module(module: nn.Module, path: Path) -> None:
             where=str(path),
             expected=f"expected shape {wanted.get(wrong[0], 'none')}, got {found.get(wrong[0], 'none')}",
         )
-    module.load_state_dict({k: v.float() for k, v in tensors.items()})
+    module.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in tensors.items()})
 
 
 def adapter_facts(meta: dict[str, Any], llm: LMWrapper, folder: Path) -> dict[str, Any]:

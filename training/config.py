@@ -15,12 +15,17 @@ from typing import Any, get_args, get_origin, get_type_hints
 
 from ..core.errors import ModelError
 from .bundles import BUNDLES
+from .calibration import KINDS as CALIBRATIONS
 from .fsq import PROFILES
 from .latents import parse
 from .stages import Span, Stage, spans
 
 ENCODER_TYPES = ("embed_layer",)
 ADAPTER_TYPES = ("learned", "linear")
+ANCHOR_TEXT = (
+    "The old bridge over the river was opened in 1932. Every spring, people from both towns meet there, and a band "
+    "plays until the evening train arrives."
+)
 TASKS = ("answer", "reconstruct", "continue")
 """Tasks with learned rows, in the order in which their rows stand behind the latents. New ones go to the end."""
 COUNTS = (
@@ -35,7 +40,7 @@ COUNTS = (
         "mlp_hidden",
         "fsq_hidden",
     ),
-    *("fsq_hidden", "batch", "micro_batch", "steps", "save_every", "eval_every", "eval_questions"),
+    *("lookup_size", "fsq_hidden", "batch", "micro_batch", "steps", "save_every", "eval_every", "eval_questions"),
 )
 """Options that are at least 1."""
 
@@ -66,6 +71,9 @@ class Config:
         tasks: the tasks that have rows: a beginning of ``TASKS``.
         lookup_top: vocabulary entries that the learned adapter mixes for one latent.
         lookup_tau: start of its softmax temperature (cosine units).
+        lookup_size: tokens with a key of their own, where the LLM is of another family than the encoder's.
+        calibration: how adapter rows are brought to the LLM's embedding statistics, see ``calibration.py``.
+        anchor_text: text whose statistics ``calibration = "anchor_text"`` takes.
         salience: how sharply the start prefers rare tokens inside a span.
         mlp_hidden: hidden width of the learned adapter's MLP.
         fsq_profile: quantiser trained beside the raw latents: 1 (32 bits a latent), 2 (60 bits); 0: none.
@@ -127,6 +135,9 @@ class Config:
     tasks: tuple[str, ...] = TASKS[:2]
     lookup_top: int = 16
     lookup_tau: float = 0.05
+    lookup_size: int = 32768
+    calibration: str = "none"
+    anchor_text: str = ANCHOR_TEXT
     salience: float = 2.0
     mlp_hidden: int = 1024
     fsq_profile: int = 0
@@ -170,6 +181,7 @@ class Config:
         _one_of("encoder_type", self.encoder_type, ENCODER_TYPES)
         _one_of("adapter_type", self.adapter_type, ADAPTER_TYPES)
         _one_of("bundle", self.bundle, tuple(BUNDLES))
+        _one_of("calibration", self.calibration, CALIBRATIONS)
         _one_of("precision", self.precision, ("bf16", "fp32"))
         _one_of("device", self.device, ("auto", "cpu", "cuda"))
         for name in COUNTS:
@@ -188,6 +200,8 @@ class Config:
             raise _bad("batch", f"a multiple of micro_batch={self.micro_batch}", self.batch)
         if self.tasks != TASKS[: max(1, len(self.tasks))]:
             raise _bad("tasks", f"the first of {', '.join(TASKS)}, in this order", self.tasks)
+        if not self.anchor_text.strip():
+            raise _bad("anchor_text", "a text", self.anchor_text)
         if self.fsq_profile not in (0, *PROFILES):
             raise _bad("fsq_profile", f"0 or one of {', '.join(map(str, PROFILES))}", self.fsq_profile)
         for choice in self.latent_choices:

@@ -10,7 +10,8 @@ from transformers import LlamaConfig
 
 from ..core.errors import ModelError
 from ..models.store import resolve
-from .adapter import Adapter, LearnedAdapter
+from .adapter import Adapter, LearnedAdapter, TableAdapter
+from .calibration import Calibration
 from .config import Config
 from .encoder import EncoderFromEmbedLayer
 from .fsq import Quantiser
@@ -49,20 +50,24 @@ def build_encoder(config: Config) -> EncoderFromEmbedLayer:
     return encoder
 
 
-def build_adapter(config: Config, vocab: int, width: int) -> Adapter | LearnedAdapter:
-    """An adapter for an LLM of this vocabulary and hidden size."""
+def build_adapter(config: Config, vocab: int, width: int, foreign: bool = False) -> Adapter | LearnedAdapter:
+    """An adapter for an LLM of this vocabulary and hidden size.
+
+    ``foreign``: its embeddings are not those that the encoder's projection knows, so its keys stand in a table.
+    """
     rows = config.task_tokens * len(config.tasks)
+    adapter: Adapter | LearnedAdapter
+    top, tau, hidden = config.lookup_top, config.lookup_tau, config.mlp_hidden
     if config.adapter_type == "linear":
-        return Adapter(config.d_z, width, rows)
-    return LearnedAdapter(
-        config.d_z,
-        vocab,
-        width,
-        task_tokens=rows,
-        top=config.lookup_top,
-        tau=config.lookup_tau,
-        hidden=config.mlp_hidden,
-    )
+        adapter = Adapter(config.d_z, width, rows)
+    elif foreign:
+        size = config.lookup_size
+        adapter = TableAdapter(config.d_z, vocab, width, task_tokens=rows, top=top, tau=tau, hidden=hidden, size=size)
+    else:
+        adapter = LearnedAdapter(config.d_z, vocab, width, task_tokens=rows, top=top, tau=tau, hidden=hidden)
+    if config.calibration != "none":
+        adapter.calibration = Calibration(config.calibration)
+    return adapter
 
 
 class LatentModel(nn.Module):

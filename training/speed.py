@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from .adapter import LearnedAdapter
+from .adapter import LearnedAdapter, TableAdapter
 from .llm import LMWrapper
 from .maker import Work
 from .model import LatentModel
@@ -66,10 +66,11 @@ class Flops:
         adapter = self.model.adapter(llm)
         if not isinstance(adapter, LearnedAdapter):
             return 3 * slots * sum(p.numel() for p in adapter.parameters() if p.ndim == 2)
-        vocabulary, width = adapter.llm_embedding.shape
-        d_z = adapter.up.in_features
+        width, d_z = adapter.llm_embedding.shape[1], adapter.up.in_features
+        # A stored table has no keys to compute, but turns the query.
+        key, turn = (0, d_z * d_z) if isinstance(adapter, TableAdapter) else (width * d_z, 0)
         # All keys and all scores once, without gradient; keys of the winners again, with it.
-        lookup = vocabulary * width * d_z + slots * vocabulary * d_z + 3 * slots * adapter.top * width * d_z
+        lookup = adapter.size * (key + slots * d_z) + 3 * slots * (adapter.top * key + turn)
         return lookup + 3 * slots * (adapter.up.weight.numel() + adapter.down.weight.numel())
 
 

@@ -12,7 +12,6 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor, nn
 
-from ..core.errors import ModelError
 from .adapter import Adapter, LearnedAdapter
 from .encoder import EncoderFromEmbedLayer
 from .llm import LMWrapper
@@ -63,29 +62,17 @@ def set_embedding(encoder: nn.Module, table: Tensor) -> None:
 
 
 @torch.no_grad()
-def start_adapter(
-    adapter: Adapter | LearnedAdapter, llm: LMWrapper, directions: Tensor, mean: Tensor, tasks: Sequence[str]
-) -> None:
-    """Keys = the encoder's own projection of this LLM's vocabulary; task rows = embeddings of plain words.
+def start_keys(adapter: LearnedAdapter, projection: nn.Module, mean: Tensor) -> None:
+    """Keys = the encoder's own projection of this LLM's vocabulary."""
+    adapter.mean.copy_(mean)
+    adapter.key.load_state_dict(projection.state_dict())
 
-    Raises:
-        ModelError: 3210 the LLM has another hidden size than the one the encoder was made of.
-    """
-    table = llm.embedding.cpu()
-    if isinstance(adapter, LearnedAdapter) and directions.shape[1] != table.shape[1]:
-        raise ModelError(
-            3210,
-            "no closed-form start for an LLM of another hidden size",
-            where=llm.name,
-            expected=f"expected {directions.shape[1]}, got {table.shape[1]}",
-        )
-    rms = table.square().mean().sqrt()
-    if isinstance(adapter, LearnedAdapter):
-        adapter.set_table(table)
-        adapter.mean.copy_(mean)
-        adapter.key.weight.copy_(directions)
-    else:
-        adapter.scale.fill_(float(rms))
+
+@torch.no_grad()
+def start_rows(adapter: Adapter | LearnedAdapter, llm: LMWrapper, table: Tensor, tasks: Sequence[str]) -> None:
+    """Task rows = embeddings of plain words; the linear adapter's scale = the RMS of the LLM's table f32 [V,H]."""
+    if isinstance(adapter, Adapter):
+        adapter.scale.fill_(float(table.square().mean().sqrt()))
     count = adapter.task.weight.shape[0] // len(tasks)
     for number, task in enumerate(tasks):
         ids = llm.encode(TASK_WORDS[task])

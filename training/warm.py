@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..core.errors import ModelError
-from .building import begin_quantiser
+from .building import begin_adapter, begin_quantiser
 from .checkpoint import adapter_facts, adapter_file, config_of, encoder_file, encoder_fits, load_tensors, read_meta
 from .model import LatentModel
 
@@ -17,16 +17,17 @@ from .model import LatentModel
 def start_from(model: LatentModel, folder: Path, texts: Sequence[str]) -> tuple[str, ...]:
     """Replace the closed-form start by a checkpoint's weights, trained or published; returns the tasks it knows.
 
-    Parts that the checkpoint has not keep their own start: task rows of later tasks, the quantiser.
+    Parts that the checkpoint has not keep their own start: task rows of later tasks, the quantiser, adapters of further
+    LLMs, whose keys are made with the checkpoint's encoder.
 
     Args:
         model: after ``building.start``.
         folder: the checkpoint.
-        texts: the quantiser is fitted to their latents where the checkpoint has none.
+        texts: the quantiser is fitted to their latents where the checkpoint has none; and see ``begin_adapter``.
 
     Raises:
-        ModelError: 3101 its encoder reads another tokenizer; 3102 no adapter for an LLM, or one for another version of
-            it; 3204, 3220-3223 as for a checkpoint.
+        ModelError: 3101 its encoder reads another tokenizer; 3102 an adapter for another version of an LLM; 3204,
+            3220-3223 as for a checkpoint.
     """
     meta = read_meta(folder)
     encoder_fits(meta, model.source, folder)
@@ -37,6 +38,9 @@ def start_from(model: LatentModel, folder: Path, texts: Sequence[str]) -> tuple[
     if not fitted:
         begin_quantiser(model, list(texts))
     for llm in model.llms:
+        if llm.name not in meta["adapters"]:
+            begin_adapter(model, llm, list(texts))
+            continue
         adapter_facts(meta, llm, folder)
         path = folder / adapter_file(llm.name)
         tensors = load_tensors(path)
@@ -46,7 +50,8 @@ def start_from(model: LatentModel, folder: Path, texts: Sequence[str]) -> tuple[
             known = tensors.get("task.weight", own[:0]).float()
             tensors["task.weight"] = torch.cat([known, own[rows:].detach().cpu().float()])
         _put(model.adapter(llm), tensors, path, ())
-    return tasks
+    # A new adapter knows none.
+    return tasks if all(llm.name in meta["adapters"] for llm in model.llms) else ()
 
 
 def _put(module: nn.Module, tensors: dict[str, Tensor], path: Path, optional: tuple[str, ...]) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import Gemma3ForCausalLM, Gemma3TextConfig, LlamaConfig, LlamaForCausalLM
 
 QUESTION = "What is told?"
 """One question for all stories, so that only the text can tell the answers apart."""
@@ -69,6 +69,38 @@ def _teach(model: LlamaForCausalLM, tokenizer: Tokenizer) -> None:
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
+
+
+@pytest.fixture(scope="session")
+def tiny_gemma(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An LLM of another family: a random Gemma 3, hidden size 24, vocabulary 320 with other merges, untrained."""
+    folder = tmp_path_factory.mktemp("tiny-gemma")
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(
+        vocab_size=320, special_tokens=["<pad>", "<eos>", "<bos>"], initial_alphabet=alphabet, show_progress=False
+    )
+    tokenizer.train_from_iterator([context.lower() for context, _ in STORIES], trainer)
+    tokenizer.save(str(folder / "tokenizer.json"))
+    torch.manual_seed(4)
+    config = Gemma3TextConfig(
+        vocab_size=320,
+        hidden_size=24,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        head_dim=12,
+        sliding_window=512,
+        max_position_embeddings=512,
+        bos_token_id=2,
+        eos_token_id=1,
+        pad_token_id=0,
+    )
+    Gemma3ForCausalLM(config).save_pretrained(folder)
+    return folder
 
 
 @pytest.fixture(scope="session")

@@ -8,9 +8,10 @@ from weakref import WeakKeyDictionary
 import torch
 
 from ...core.errors import ModelError
-from ..adapter import Adapter, LearnedAdapter
-from ..building import start
+from ..adapter import Adapter, LearnedAdapter, TableAdapter
+from ..building import begin_adapter
 from ..model import LatentModel, build_adapter, build_encoder, key
+from ..start import start_encoder
 
 _made: WeakKeyDictionary[LatentModel, LatentModel] = WeakKeyDictionary()
 
@@ -31,21 +32,25 @@ def untrained(model: LatentModel) -> LatentModel:
 
 @torch.no_grad()
 def _make(model: LatentModel) -> LatentModel:
-    config = replace(model.config, fsq_profile=0)  # a quantiser is fitted to texts, and no row needs it here
+    # A quantiser and a calibration are fitted to texts, and no row needs them here.
+    config = replace(model.config, fsq_profile=0, calibration="none")
     if config.encoder_type != "embed_layer":
         raise ModelError(3210, "no closed-form start for this encoder", where=config.encoder_type)
     encoder = build_encoder(config)
     adapters: dict[str, torch.nn.Module] = {}
     for llm in model.llms:
         trained = model.adapter(llm)
-        own = build_adapter(config, *llm.embedding.shape)
+        vocab, width = llm.embedding.shape
+        own = build_adapter(config, vocab, width, isinstance(trained, TableAdapter))
+        if isinstance(trained, TableAdapter) and isinstance(own, TableAdapter):
+            own.entries.copy_(trained.entries)  # the texts that chose them are not here
         if isinstance(trained, LearnedAdapter) and isinstance(own, LearnedAdapter):
             own.llm_embedding = trained.llm_embedding  # the LLM's own, hundreds of MB: shared
         adapters[key(llm.name)] = own
     twin = LatentModel(config, encoder, adapters, model.llms, model.source)
-    start(twin, [])
-    twin.encoder.get_buffer("idf").copy_(model.encoder.get_buffer("idf"))
+    start_encoder(encoder, model.source, model.encoder.get_buffer("idf").cpu())
     for llm in model.llms:
+        begin_adapter(twin, llm, [])
         old, new = model.adapter(llm), twin.adapter(llm)
         assert isinstance(old, (Adapter, LearnedAdapter))
         assert isinstance(new, (Adapter, LearnedAdapter))
