@@ -12,9 +12,13 @@ from ..engines.bundle import Bundle
 from ..engines.ort import OrtCpuEngine
 from ..engines.ort_cuda import OrtCudaEngine, place_of
 from ..engines.torch_ref import TorchRefEngine
+from ..engines.trt import TrtEngine
+from ..engines.trt_memory import open_device
+from ..engines.trt_module import load
 from . import reference
 from .drive import SLACK
 from .findings import Finding
+from .gate_reference import BATCH
 from .gate_same import PAD, STEPS
 from .precision import precision
 from .probe import Probe, ProbeEngine, TorchProbe
@@ -31,7 +35,6 @@ class Backend:
         name: as engines call themselves.
         open: the engine as it is used.
         watch: the same with every layer's states in reach; None where that cannot be had.
-        batch: most rows of a call; 0: any.
         length: most positions of a row, answer included; 0: any.
         slow: much slower than the others; an export uses it only where no other runs the bundle.
     """
@@ -39,7 +42,6 @@ class Backend:
     name: str
     open: Callable[[], Engine]
     watch: Callable[[], Probe] | None
-    batch: int = 0
     length: int = 0
     slow: bool = False
 
@@ -111,6 +113,26 @@ def _ort_cuda(bundle: Bundle, threads: int | None) -> Backend | str:
     return Backend("ort-cuda", lambda: OrtCudaEngine(bundle, threads=threads), None, length=bundle.manifest.capacity)
 
 
+def _trt(bundle: Bundle, threads: int | None) -> Backend | str:
+    plan = bundle.manifest.plans.get("decoder")
+    if plan is None:
+        return "bundle has no plans"
+    if plan.batch < BATCH:
+        return f"its plans take {plan.batch} rows, the gates use up to {BATCH}"
+    try:
+        open_device()
+        load(plan.package)
+    except EnvironmentFault as e:
+        return e.what
+    # Every logit is looked at: a gate compares them.
+    return Backend(
+        "trt",
+        lambda: TrtEngine(bundle, threads=threads, check_every=1),
+        None,
+        length=min(bundle.manifest.capacity, plan.length),
+    )
+
+
 def _torch_ref(bundle: Bundle, threads: int | None) -> Backend | str:
     m = bundle.manifest
     if not reference.available():
@@ -129,6 +151,7 @@ def _torch_ref(bundle: Bundle, threads: int | None) -> Backend | str:
 FINDERS: dict[str, Callable[[Bundle, int | None], Backend | str]] = {
     "ort-cpu": _ort_cpu,
     "ort-cuda": _ort_cuda,
+    "trt": _trt,
     "torch-ref": _torch_ref,
 }
 """Name -> how to find it: the backend, or why it is not here."""

@@ -23,7 +23,7 @@ from .cost import measured
 from .families import DecoderConfig
 from .parity import Report, Verify, verify
 from .parts import write_adapter, write_encoder, write_llm
-from .plans import add_plans, prepare
+from .plans import add_plans, plan_findings, prepare
 from .quantiser import code_dims, write_quantiser
 from .target import PLAIN, Target
 from .yardstick import find_reference
@@ -87,15 +87,19 @@ def export_bundle(request: Request) -> Bundle:
 
         quantised = target.precision.matmul != "plain"
         cost = measured(bundle, request.measure, write_plain, threads=request.threads) if quantised else {}
-        rewrite(bundle, add_plans(bundle, target), report, cost)
+        compiled = rewrite(bundle, add_plans(bundle, target), report, cost)
+        plans = plan_findings(compiled, llm, yardstick, request.verify, request.threads)
+        if plans:
+            rewrite(compiled, compiled.manifest, replace(report, findings=(*report.without("trt"), *plans)))
     return read_bundle(request.out, verify="size")
 
 
-def rewrite(bundle: Bundle, manifest: Manifest, report: Report, cost: Mapping[str, Any] | None = None) -> None:
-    """The manifest once more, with the files that came since and what was measured."""
+def rewrite(bundle: Bundle, manifest: Manifest, report: Report, cost: Mapping[str, Any] | None = None) -> Bundle:
+    """The manifest once more, with the files that came since and what was measured; the bundle as it is now."""
     quality = {**manifest.quality, "parity": report.to_json(), **(cost or {})}
     whole = replace(manifest, quality=quality, files=describe_files(bundle.path))
     atomic_write_json(bundle.path / MANIFEST, whole.to_json())
+    return read_bundle(bundle.path, verify="size")
 
 
 def calibrated(llm: ModelFolder) -> dict[str, float]:

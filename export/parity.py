@@ -58,6 +58,10 @@ class Report:
         """Findings beyond their limit."""
         return [f for f in self.findings if f.verdict == "failed"]
 
+    def without(self, backend: str) -> tuple[Finding, ...]:
+        """Findings of the others."""
+        return tuple(f for f in self.findings if f.backend != backend)
+
     def to_json(self) -> dict[str, Any]:
         """For the manifest and ``--json``."""
         source = {"source": self.source} if self.source else {}

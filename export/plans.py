@@ -10,9 +10,14 @@ from typing import Final
 
 from ..engines.bundle import Bundle, Manifest
 from ..engines.trt_module import check_flavour, load
+from ..models.folder import ModelFolder
+from .backends import backends
+from .findings import Finding
+from .parity import Verify, verify
 from .plan import Job, write_plan
 from .plan_gpus import choose_gpus
 from .target import Target
+from .yardstick import Reference
 
 COMPILED: Final = ("encoder", "adapter", "splice", "decoder")
 """Parts that get a plan. The wire's quantiser stays on ONNX Runtime: a few rows of a small matrix."""
@@ -43,3 +48,20 @@ def add_plans(bundle: Bundle, target: Target) -> Manifest:
         return m
     sizes = (m.encoder.max_tokens, m.encoder.latents, m.adapter.task_tokens)
     return replace(m, plans={part: write_plan(Job(part, bundle.path, target, m.llm, *sizes)) for part in COMPILED})
+
+
+def plan_findings(
+    bundle: Bundle, llm: ModelFolder, yardstick: Reference | None, how: Verify, threads: int | None
+) -> tuple[Finding, ...]:
+    """The gates on the plans themselves, where there is a GPU for them; else one finding that says why not.
+
+    Raises:
+        ParityError: 4010, naming the first tensor that departs.
+    """
+    if how != "full" or not bundle.manifest.plans:
+        return ()
+    there, absent = backends(bundle, threads, ["trt"])
+    if not there:
+        return tuple(absent)
+    found = verify(bundle, llm, yardstick, how, threads=threads, only=["trt"]).findings
+    return tuple(f for f in found if f.backend == "trt")

@@ -22,7 +22,7 @@ from ..models.store import resolve
 from .capacity import fix_capacity
 from .export import rewrite
 from .parity import Report, Verify, verify
-from .plans import add_plans, prepare
+from .plans import add_plans, plan_findings, prepare
 from .target import Target, Wishes, choose
 from .yardstick import find_reference
 
@@ -67,8 +67,14 @@ def recompile(request: Recompile) -> Bundle:
     target = prepare(chosen(source, request.wishes))
     with atomic_folder(request.out, overwrite=request.overwrite) as folder:
         bundle = copy(source, target, folder)
-        report = _verified(bundle, request)
-        rewrite(bundle, add_plans(bundle, target), report)
+        llm = _model(bundle) if request.verify != "none" else None
+        how: Verify = request.verify if llm else "none"
+        yardstick = find_reference(request.reference, llm, request.bundle) if llm and how == "full" else None
+        report = verify(bundle, llm, yardstick, how, threads=request.threads) if llm else Report(how, "", ())
+        compiled = rewrite(bundle, add_plans(bundle, target), report)
+        plans = plan_findings(compiled, llm, yardstick, how, request.threads) if llm else ()
+        if plans:
+            rewrite(compiled, compiled.manifest, replace(report, findings=(*report.without("trt"), *plans)))
     return read_bundle(request.out, verify="size")
 
 
@@ -106,14 +112,6 @@ def copy(source: Bundle, target: Target, folder: Path) -> Bundle:
     )
     atomic_write_json(folder / MANIFEST, manifest.to_json())
     return read_bundle(folder, verify="size")
-
-
-def _verified(bundle: Bundle, request: Recompile) -> Report:
-    llm = _model(bundle) if request.verify != "none" else None
-    if llm is None:
-        return Report("none", "", ())
-    yardstick = find_reference(request.reference, llm, request.bundle) if request.verify == "full" else None
-    return verify(bundle, llm, yardstick, request.verify, threads=request.threads)
 
 
 def _model(bundle: Bundle) -> ModelFolder | None:

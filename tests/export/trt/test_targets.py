@@ -58,6 +58,10 @@ def test_from_a_checkpoint(request_for: Request) -> None:
     check_plans(made)
     gates = made.manifest.quality["parity"]["gates"]
     assert {g["gate"] for g in gates if g["backend"] == "ort-cpu" and g["verdict"] == "passed"} >= {"logits", "tokens"}
+    # Once, and after the plans were there: without a GPU for them nobody ran them, and the manifest says so.
+    trt = [g for g in gates if g["backend"] == "trt"]
+    assert trt
+    assert all(g["detail"] != "bundle has no plans" for g in trt)
 
 
 def test_from_a_bundle(request_for: Request, tmp_path: Path) -> None:
