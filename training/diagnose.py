@@ -126,7 +126,7 @@ def show(found: dict[str, Any], as_json: bool) -> None:
             verdict = "go" if gate["passed"] else f"no: {gate['otherwise']}"
             rows.append([gate["check"], gate["figure"], value, needed, verdict])
         print_table(["check", "figure", "value", "needed", "verdict"], rows, title=f"{name}, step {found['step']}")
-    message("go" if found["go"] else "no-go: see the verdicts, and docs/training.md")
+    message("go" if found["go"] else "no-go: see the verdicts, and docs/evaluation.md")
 
 
 Found = tuple[dict[str, Any], list[Gate]]
