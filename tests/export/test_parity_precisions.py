@@ -12,8 +12,10 @@ import pytest
 
 from latentwire.engines.bundle import Bundle
 from latentwire.export.backends import backends, running
+from latentwire.export.drive import SLACK
 from latentwire.export.external import read_layout
 from latentwire.export.findings import ParityError
+from latentwire.export.gate_same import PAD, STEPS
 from latentwire.export.gate_weights import check_weights
 from latentwire.export.parity import check_backend
 from latentwire.export.recorded import Recorded
@@ -79,7 +81,7 @@ def test_fixed_capacity_passes_and_leaves_out_what_does_not_fit(
     bundle = make_precise(tmp_path / "fixed", llm, "fp32", "dual", 40)
     (backend,), _ = backends(bundle, 1, ["ort-cpu"])
     found = {f.gate: f for f in check_backend(backend, bundle, recorded)}
-    fit = [p for p in recorded.prompts if len(p) <= 40 - 8 - 4 - 4]
+    fit = [p for p in recorded.prompts if len(p) <= 40 - 8 - PAD - STEPS - SLACK]
     assert 0 < len(fit) < len(recorded.prompts)
     assert found["tokens"].detail.startswith(f"{len(fit)} prompts, ")
     assert {f.verdict for f in found.values()} == {"passed"}
