@@ -65,7 +65,7 @@ class Engine(Protocol):
             latents: M, at most the bundle's window.
 
         Returns:
-            float32 [B,M,d_z]. Row b has ``min(M, lengths[b])`` latents; the rest is zero.
+            float32 [B,M,d_z]. Row b has at least one and at most ``min(M, lengths[b])`` latents; the rest is zero.
 
         Raises:
             LatentError: 3001 NaN or infinity; 3002 shape, dtype or length out of range.

@@ -32,6 +32,12 @@ def finite(array: npt.NDArray[Any], what: str, engine: str) -> None:
         )
 
 
+def filled(latents: npt.NDArray[Any]) -> I64:
+    """How many latents each row of [B,M,d_z] has: a slot without one is all zero, and such slots come last."""
+    count: I64 = np.any(latents, axis=2).sum(axis=1).astype(np.int64)
+    return count
+
+
 def optional_part(bundle: Bundle, part: str) -> str:
     """``part``, or BundleError 4008 where the bundle's encoder was trained without it."""
     if part not in bundle.manifest.graphs:

@@ -13,6 +13,7 @@ import numpy as np
 
 from ..core.prompt import Prompt, latent_prompt, question_ids, text_prompt
 from ..engines.base import F32, Engine
+from ..engines.checks import filled
 
 BATCH: Final = 8
 KINDS: Final = ("latents", "full_text")
@@ -84,8 +85,8 @@ def _latents(engine: Engine, contexts: Sequence[str]) -> tuple[F32, list[int], i
     ids = [reader.encode(c, add_special_tokens=False).ids[: info.max_tokens] for c in contexts]
     lengths = np.array([len(i) for i in ids], np.int64)
     padded = np.array([[*i, *[0] * (int(lengths.max()) - len(i))] for i in ids], np.int64)
-    rows = engine.adapt(engine.encode(padded, lengths, info.latents))
-    return rows, np.minimum(lengths, info.latents).tolist(), info.latents
+    z = engine.encode(padded, lengths, info.latents)
+    return engine.adapt(z), filled(z).tolist(), info.latents
 
 
 def _generate(engine: Engine, prompts: Sequence[Prompt], rows: F32, most: int) -> list[list[int]]:

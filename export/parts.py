@@ -9,9 +9,12 @@ from __future__ import annotations
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Final
 
 from ..core.console import message
+from ..core.files import atomic_write_json
 from ..engines.specs import adapter_spec, encoder_spec
+from ..engines.toy import byte_tokenizer
 from ..models.folder import ModelFolder
 from ..models.store import resolve
 from .checkpoint import Adapter, Checkpoint, file_stem
@@ -26,6 +29,9 @@ from .tables import Table
 from .target import PLAIN, Target
 from .weight_file import stream_table, write_decoder
 from .weights import EMBEDDING, WeightReader
+
+BYTES: Final = "bytes"
+"""Kind of an encoder that reads UTF-8 bytes, as training calls it."""
 
 
 def write_llm(
@@ -47,8 +53,15 @@ def write_llm(
 def write_encoder(checkpoint: Checkpoint, reader: ModelFolder, folder: Path) -> None:
     """Encoder graph, its weights, the frozen table of its model in float16, and that model's tokenizer.
 
-    ``reader``, the LLM that will answer, is often that model; then it need not be known by name here.
+    ``reader``, the LLM that will answer, is often that model; then it need not be known by name here. An encoder of
+    bytes has no model, no table, and a tokenizer whose tokens are the 256 bytes.
     """
+    if checkpoint.encoder.kind == BYTES:
+        message("export: encoder of bytes")
+        graph, weights = checkpoint.file("encoder.onnx"), checkpoint.file("encoder.safetensors")
+        place_module(graph, weights, folder / "encoder.onnx", {}, encoder_spec(checkpoint.encoder.d_z))
+        atomic_write_json(folder / "encoder_tokenizer.json", byte_tokenizer())
+        return
     same = reader.fingerprint == checkpoint.encoder_llm_fingerprint
     llm = reader if same else resolve(checkpoint.encoder_llm)
     checkpoint.check_encoder_llm(llm)

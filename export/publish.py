@@ -40,6 +40,7 @@ CODES_APART: Final = 2e-3
 """Largest share of codes of a traced quantiser that differ from the module's."""
 
 DATA_OPTIONS: Final = ("data", "eval_data", "prose")
+FOLDER_OPTIONS: Final = ("teacher", "init")
 
 KEPT: Final = ("*.md", "*.py", "*.toml", "LICENSE*", "golden-*.json")
 """Files beside the weights that publishing again leaves alone."""
@@ -75,6 +76,7 @@ def publish(source: Path, out: Path, about: Mapping[str, Any], overwrite: bool =
     # The config of the run, not of this opening; names of data files, not where they lay on the machine that trained.
     config = config_of(meta, str(source))
     files: dict[str, Any] = {f: tuple(Path(p).name for p in getattr(config, f)) for f in DATA_OPTIONS}
+    files |= {f: Path(getattr(config, f)).name for f in FOLDER_OPTIONS}
     model.config = replace(config, **files)
     with atomic_folder(out, overwrite=overwrite) as folder:
         write(folder, model, torch.float16, step=meta.get("step"), about=dict(about))
@@ -94,14 +96,19 @@ def trace_and_compare(model: LatentModel, folder: Path) -> None:
 
     message("publish: tracing encoder and adapters")
     trace_checkpoint(model, folder)
-    vocabulary = model.encoder.get_buffer("embedding").shape[0]
-    ids, lengths = torch.randint(vocabulary, (3, 40)), torch.tensor([40, 33, 9])
+    tables: dict[str, npt.NDArray[Any]] = {}
+    vocabulary = 256
+    if model.config.encoder_type != "bytes":
+        tables[TABLE] = model.encoder.get_buffer("embedding").numpy()
+        vocabulary = len(tables[TABLE])
+    # Three texts of about forty states, the last one of nine: fewer than it has slots for.
+    stride = model.config.stride
+    ids, lengths = torch.randint(vocabulary, (3, 40 * stride)), torch.tensor([40, 33, 9]) * stride
     with torch.no_grad():
         z = model.encode(ids, lengths)
-        table: npt.NDArray[Any] = model.encoder.get_buffer("embedding").numpy()
         slots = np.arange(z.shape[1])
         feeds = {"input_ids": ids.numpy(), "lengths": lengths.numpy(), "slots": slots}
-        _compare(folder / "encoder.onnx", {TABLE: table}, feeds, encoder_spec(z.shape[2]), z.numpy())
+        _compare(folder / "encoder.onnx", tables, feeds, encoder_spec(z.shape[2]), z.numpy())
         _compare_quantiser(model, folder, z)
         # Without the short text: its empty slots are zero, and a lookup by angle is arbitrary for them.
         z = z[:2]
@@ -109,8 +116,13 @@ def trace_and_compare(model: LatentModel, folder: Path) -> None:
             adapter = model.adapter(llm)
             rows = adapter(z)[:, : z.shape[1] + model.config.task_tokens].numpy()
             graph = (folder / adapter_file(llm.name)).with_suffix(".onnx")
-            tables = {EMBEDDING: llm.embedding.numpy()}
-            _compare(graph, tables, {"latents": z.numpy()}, adapter_spec(z.shape[2], llm.width), rows)
+            _compare(
+                graph,
+                {EMBEDDING: llm.embedding.numpy()},
+                {"latents": z.numpy()},
+                adapter_spec(z.shape[2], llm.width),
+                rows,
+            )
 
 
 def _compare_quantiser(model: LatentModel, folder: Path, z: Tensor) -> None:

@@ -60,7 +60,7 @@ def trace_checkpoint(model: LatentModel, folder: Path) -> list[Path]:
             {"input_ids": {0: "B", 1: "S"}, "lengths": {0: "B"}, "slots": {0: "M"}},
             "latents",
             read_layout(folder / encoder_file()),
-            {"embedding": "embedding"},
+            {} if config.encoder_type == "bytes" else {"embedding": "embedding"},
             folder / "encoder.onnx",
         )
     ]

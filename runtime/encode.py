@@ -14,6 +14,7 @@ import numpy as np
 
 from ..core.errors import LatentError, LatentWireError, RowError
 from ..engines.base import F32, Engine
+from ..engines.checks import filled
 from .choices import TooLong
 from .memory import Room
 from .options import MAX_TEXT_BYTES
@@ -87,12 +88,12 @@ def encode(
     Args:
         engine: with its encoder.
         chunks: token ids, each within the window.
-        latents: M; a chunk with fewer tokens gets as many latents as tokens.
+        latents: M; a chunk with fewer tokens gets as many latents as tokens (of bytes: as groups of four).
         batch_size: chunks run together.
         room: what is known about memory; None: nothing yet.
 
     Returns:
-        For each chunk f32 [min(M, tokens), d_z], or LatentError 3001 where only that chunk failed.
+        For each chunk f32 [m, d_z], m at most M and at most its tokens; or LatentError 3001 where only that one failed.
     """
     out: list[F32 | LatentWireError] = [np.empty(0, np.float32)] * len(chunks)
     room = room or Room()
@@ -114,4 +115,4 @@ def _batch(engine: Engine, chunks: Sequence[list[int]], latents: int) -> list[F3
         if e.code != 3001:
             raise
         return [e] if len(chunks) == 1 else [_batch(engine, [c], latents)[0] for c in chunks]
-    return [z[b, : min(latents, len(c))] for b, c in enumerate(chunks)]
+    return [z[b, :count] for b, count in enumerate(filled(z))]

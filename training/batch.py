@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
+from tokenizers import Tokenizer
 from torch import Tensor
 
 from ..core.prompt import Encode, join, question_ids
@@ -15,6 +16,7 @@ from .config import TASKS
 from .crops import View, view
 from .data import Item, Question, cloze
 from .latents import Choice, draw
+from .lesson import Lesson, lesson
 from .llm import Special
 from .tree import Branch, Tree, build
 
@@ -42,6 +44,7 @@ class Limits:
 
     ``crop``: passages are cut to this many tokens at a random place; 0: to ``max_tokens`` from their beginning.
     ``choices``: one of them is drawn as M of the whole micro-batch (see ``latents.py``); empty: always ``latents``.
+    ``stride``: ids of the encoder to one of its states; ``max_tokens`` counts ids, ``crop`` states.
     ``rounding``: share of texts whose latents pass the quantiser.
     """
 
@@ -53,7 +56,13 @@ class Limits:
     continue_share: float = 0.0
     crop: int = 0
     choices: tuple[Choice, ...] = ()
+    stride: int = 1
     rounding: float = 0.0
+
+    @property
+    def window(self) -> int:
+        """States that fit the encoder: also what is read of a text as tokens of an LLM."""
+        return self.max_tokens // self.stride
 
 
 @dataclass(frozen=True)
@@ -66,7 +75,8 @@ class Batch:
         slots: int64 [M], ``arange(M)``: as many latents as the text with most of them has.
         counts: int64 [B], latents of each text, at most M and at most its tokens.
         rounded: bool [B], whose latents pass the quantiser.
-        trees: one prefix tree per LLM, in the LLMs' order.
+        trees: one prefix tree per LLM, in the LLMs' order; none where only latents are learned.
+        lesson: the same texts for a teacher encoder; None without one.
     """
 
     input_ids: Tensor
@@ -75,6 +85,7 @@ class Batch:
     counts: Tensor
     rounded: Tensor
     trees: tuple[Tree, ...]
+    lesson: Lesson | None = None
 
     def to(self, device: torch.device) -> Batch:
         """The same batch on another device; does not wait for the copy."""
@@ -85,9 +96,10 @@ class Batch:
         return self._each(Tensor.pin_memory, [t.pin_memory() for t in self.trees])
 
     def _each(self, change: Callable[[Tensor], Tensor], trees: Sequence[Tree]) -> Batch:
-        # Every field but the trees is a tensor.
-        values: dict[str, Tensor] = {name: getattr(self, name) for name in self.__dataclass_fields__ if name != "trees"}
-        return replace(self, **{name: change(value) for name, value in values.items()}, trees=tuple(trees))
+        values = {name: getattr(self, name) for name in self.__dataclass_fields__}
+        changed: dict[str, Any] = {n: change(v) for n, v in values.items() if isinstance(v, Tensor)}
+        learned = None if self.lesson is None else self.lesson.each(change)
+        return replace(self, **changed, trees=tuple(trees), lesson=learned)
 
 
 def pad(rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
@@ -119,6 +131,7 @@ def make_batch(
     limits: Limits,
     seed: Sequence[int],
     text: bool = False,
+    teacher: Tokenizer | None = None,
 ) -> Batch:
     """Draw branches for each item and pack them.
 
@@ -129,22 +142,32 @@ def make_batch(
         limits: sizes.
         seed: everything random is drawn from these numbers.
         text: the prefix is the context as tokens (teacher, format stage) instead of latents.
+        teacher: tokenizer of an encoder that makes the same latents, to learn from.
     """
     views = [_view(item, np.random.default_rng([*seed, b, *VIEW_DRAW]), encode, limits) for b, item in enumerate(items)]
     contexts = [encode(own.item.context)[: limits.max_tokens] for own in views]
     input_ids, lengths = pad(contexts)
     drawn = [_draw(own.item, np.random.default_rng([*seed, b]), limits) for b, own in enumerate(views)]
     rule = draw(limits.choices, limits.latents, [*seed, *LATENT_DRAW])
-    sizes = _Latents(tuple(rule(len(c)) for c in contexts), 0 if text else rule.capacity(lengths.tolist()))
+    states = [-(-len(c) // limits.stride) for c in contexts]
+    capacity = rule.capacity(states)
+    sizes = _Latents(tuple(rule(n) for n in states), 0 if text else capacity)
     trees = tuple(_tree(llm, views, drawn, sizes, limits, text) for llm in llms)
-    slots = torch.arange(rule.capacity(lengths.tolist()))
     rounded = np.random.default_rng([*seed, *ROUNDING_DRAW]).random(len(items)) < limits.rounding
-    return Batch(input_ids, lengths, slots, torch.tensor(sizes.counts), torch.from_numpy(rounded), trees)
+    counts, slots = torch.tensor(sizes.counts), torch.arange(capacity)
+    # A character that the window splits is not the teacher's to read.
+    texts = [own.item.context.encode()[: limits.max_tokens].decode(errors="ignore") for own in views] if teacher else []
+    learned = lesson(teacher, texts) if teacher else None
+    return Batch(input_ids, lengths, slots, counts, torch.from_numpy(rounded), trees, learned)
 
 
 def _view(item: Item, rng: np.random.Generator, encode: Encode, limits: Limits) -> View:
-    size = min(limits.crop or limits.max_tokens, limits.max_tokens)
-    return view(item, rng, encode, size=size, cropped=limits.crop > 0, continue_share=limits.continue_share)
+    size = min(limits.crop or limits.window, limits.window)
+
+    def states(text: str) -> list[int]:
+        return encode(text)[:: limits.stride]
+
+    return view(item, rng, states, size=size, cropped=limits.crop > 0, continue_share=limits.continue_share)
 
 
 @dataclass(frozen=True)
@@ -182,7 +205,7 @@ def _tree(
     prefixes, branches = [], []
     for seen, own_draw, count in zip(views, drawn, sizes.counts, strict=True):
         item = seen.item
-        own = llm.encode(item.context)[: limits.max_tokens]
+        own = llm.encode(item.context)[: limits.window]
         context = own if text else range(count)
         prefixes.append(join([llm.special.bos, context]))
         answer, repeat, go_on = (task_range(task, sizes.capacity, limits.task_tokens) for task in TASKS)

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from ..core.errors import ModelError
 from .adapter import Adapter, LearnedAdapter, TableAdapter
 from .batch import pad
 from .checkpoint import config_of, load_into, read_meta
@@ -46,14 +47,19 @@ def build_model(config: Config, device: torch.device) -> LatentModel:
         if isinstance(adapter, LearnedAdapter):
             adapter.set_table(table)
         adapters[key(llm.name)] = adapter
-    set_embedding(encoder, source.embedding.cpu())
+    if isinstance(encoder, EncoderFromEmbedLayer):
+        set_embedding(encoder, source.embedding.cpu())
     return LatentModel(config, encoder, adapters, llms, source).to(device)
 
 
 def start(model: LatentModel, texts: list[str]) -> None:
     """Set all trainable weights in closed form (see ``start.py``); ``texts`` give the document frequencies."""
     llm, encoder = model.source, model.encoder
-    assert isinstance(encoder, EncoderFromEmbedLayer)
+    if not isinstance(encoder, EncoderFromEmbedLayer):
+        # Its weights and those of its adapters come from a checkpoint: here, what that may not have.
+        for each in model.llms:
+            start_rows(_adapter(model, each), each, each.embedding.cpu(), model.config.tasks)
+        return
     documents = [e.ids for e in llm.tokenizer.encode_batch(texts, add_special_tokens=False)]
     start_encoder(encoder, llm, inverse_document_frequency(documents, encoder.get_buffer("idf").shape[0]))
     begin_quantiser(model, texts)
@@ -67,6 +73,12 @@ def foreign(llm: LMWrapper, source: LMWrapper) -> bool:
     return llm.fingerprint != source.fingerprint and shapes[0] != shapes[1]
 
 
+def _adapter(model: LatentModel, llm: LMWrapper) -> Adapter | LearnedAdapter:
+    found = model.adapter(llm)
+    assert isinstance(found, (Adapter, LearnedAdapter))
+    return found
+
+
 def begin_adapter(model: LatentModel, llm: LMWrapper, texts: list[str]) -> None:
     """Set one adapter in closed form for the encoder as it is now, trained or not.
 
@@ -75,8 +87,7 @@ def begin_adapter(model: LatentModel, llm: LMWrapper, texts: list[str]) -> None:
         llm: one of its LLMs.
         texts: show which tokens are in use, and what rows to calibrate; without any, the chosen tokens stay.
     """
-    adapter, encoder = model.adapter(llm), model.encoder
-    assert isinstance(adapter, (Adapter, LearnedAdapter))
+    adapter, encoder = _adapter(model, llm), model.encoder
     table = llm.embedding.cpu()
     if isinstance(adapter, TableAdapter):
         pieces = token_texts(llm.tokenizer, len(table))
@@ -86,6 +97,13 @@ def begin_adapter(model: LatentModel, llm: LMWrapper, texts: list[str]) -> None:
         adapter.set_table(table)
         adapter.set_keys(chosen, token_latents(model, [pieces[i] for i in chosen.tolist()]))
     elif isinstance(adapter, LearnedAdapter):
+        if not isinstance(encoder, EncoderFromEmbedLayer):
+            raise ModelError(
+                3210,
+                "no closed-form keys for a byte encoder",
+                where=llm.name,
+                expected="expected a teacher or init with an adapter for this LLM",
+            )
         adapter.set_table(table)
         start_keys(adapter, encoder.get_submodule("projection"), encoder.get_buffer("mean"))
     start_rows(adapter, llm, table, model.config.tasks)
@@ -95,7 +113,7 @@ def begin_adapter(model: LatentModel, llm: LMWrapper, texts: list[str]) -> None:
         with torch.no_grad():
             rows = adapter.plain(z.to(adapter.task.weight.device)[None])[0].cpu()
         text, anchor = (
-            embed_text(llm, table, some, model.config.max_tokens) for some in (sample, [model.config.anchor_text])
+            embed_text(llm, table, some, model.config.window) for some in (sample, [model.config.anchor_text])
         )
         adapter.calibration.fit(rows, text, anchor)
 
@@ -114,7 +132,7 @@ def begin_quantiser(model: LatentModel, texts: list[str]) -> None:
 def text_latents(model: LatentModel, texts: list[str]) -> list[torch.Tensor]:
     """Latents f32 [N,d_z] of texts, on the CPU, shortest first, without empty slots."""
     device = next(model.encoder.parameters()).device
-    ids = sorted((model.source.encode(t)[: model.config.max_tokens] for t in texts), key=len)
+    ids = sorted((model.ids(t) for t in texts), key=len)
     found: list[torch.Tensor] = []
     for at in range(0, len(ids), 16):
         input_ids, lengths = (t.to(device) for t in pad(ids[at : at + 16]))

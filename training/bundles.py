@@ -32,6 +32,9 @@ TERMS: Final = (
 TEACHER_TERMS: Final = ("kd", "prefix_kd")
 """Terms for which the LLM also reads the full text."""
 
+LATENT_TERMS: Final = ("latent_cos", "latent_mse")
+"""Terms for which a teacher encoder reads the text, and no LLM anything."""
+
 _PASSAGES = {"reconstruct": 1.0, "continue": 1.0, "cloze": 1.0}
 BUNDLES: Final[Mapping[str, Mapping[str, float]]] = MappingProxyType(
     {
@@ -56,3 +59,13 @@ def weights(bundle: str, kd_weight: float) -> dict[str, float]:
 def needs_teacher(found: Mapping[str, float]) -> bool:
     """Whether a term compares with the LLM that reads the full text."""
     return any(term in found for term in TEACHER_TERMS)
+
+
+def needs_lesson(found: Mapping[str, float]) -> bool:
+    """Whether a term compares with the latents of a teacher encoder."""
+    return any(term in found for term in LATENT_TERMS)
+
+
+def needs_llms(found: Mapping[str, float]) -> bool:
+    """Whether a term asks an LLM."""
+    return any(term not in LATENT_TERMS for term in found)

@@ -18,9 +18,10 @@ from .bundles import BUNDLES
 from .calibration import KINDS as CALIBRATIONS
 from .fsq import PROFILES
 from .latents import parse
+from .lesson import STRIDE
 from .stages import Span, Stage, spans
 
-ENCODER_TYPES = ("embed_layer",)
+ENCODER_TYPES = ("embed_layer", "bytes")
 ADAPTER_TYPES = ("learned", "linear")
 ANCHOR_TEXT = (
     "The old bridge over the river was opened in 1932. Every spring, people from both towns meet there, and a band "
@@ -29,18 +30,9 @@ ANCHOR_TEXT = (
 TASKS = ("answer", "reconstruct", "continue")
 """Tasks with learned rows, in the order in which their rows stand behind the latents. New ones go to the end."""
 COUNTS = (
-    *(
-        "latent_len",
-        "d_z",
-        "k",
-        "encoder_layers",
-        "max_tokens",
-        "task_tokens",
-        "lookup_top",
-        "mlp_hidden",
-        "fsq_hidden",
-    ),
-    *("lookup_size", "fsq_hidden", "batch", "micro_batch", "steps", "save_every", "eval_every", "eval_questions"),
+    *("latent_len", "d_z", "k", "encoder_layers", "max_tokens", "task_tokens"),
+    *("lookup_top", "mlp_hidden", "fsq_hidden", "byte_width", "byte_layers", "lookup_size"),
+    *("batch", "micro_batch", "steps", "save_every", "eval_every", "eval_questions"),
 )
 """Options that are at least 1."""
 
@@ -66,7 +58,10 @@ class Config:
         encoder_llm: name, folder or hub id of the LLM whose first layers start the encoder.
         llms: the frozen LLMs, one adapter each.
         encoder_layers: how many layers are copied.
-        max_tokens: the encoder's window in tokens.
+        byte_width: width of the byte encoder.
+        byte_layers: its transformer layers.
+        teacher: checkpoint whose encoder a byte encoder learns from and whose adapters it takes over.
+        max_tokens: the encoder's window in tokens (bytes: in bytes, about four to a token).
         task_tokens: learned rows per task, placed between latents and question.
         tasks: the tasks that have rows: a beginning of ``TASKS``.
         lookup_top: vocabulary entries that the learned adapter mixes for one latent.
@@ -130,6 +125,9 @@ class Config:
     encoder_llm: str = "smollm2-135m"
     llms: tuple[str, ...] = ("smollm2-135m",)
     encoder_layers: int = 3
+    byte_width: int = 352
+    byte_layers: int = 6
+    teacher: str = ""
     max_tokens: int = 512
     task_tokens: int = 4
     tasks: tuple[str, ...] = TASKS[:2]
@@ -200,6 +198,10 @@ class Config:
             raise _bad("batch", f"a multiple of micro_batch={self.micro_batch}", self.batch)
         if self.tasks != TASKS[: max(1, len(self.tasks))]:
             raise _bad("tasks", f"the first of {', '.join(TASKS)}, in this order", self.tasks)
+        if self.byte_width % 4:
+            raise _bad("byte_width", "a multiple of 4", self.byte_width)
+        if self.encoder_type == "bytes" and not (self.teacher or self.init):
+            raise _bad("teacher", "a checkpoint to learn from (or init, to go on from one)", self.teacher)
         if not self.anchor_text.strip():
             raise _bad("anchor_text", "a text", self.anchor_text)
         if self.fsq_profile not in (0, *PROFILES):
@@ -212,12 +214,22 @@ class Config:
         for stage in self.stage:
             for choice in stage.latent_choices:
                 parse(choice)
-        if "latent" in (self.bundle, *(stage.bundle for stage in self.stage)):
-            # Its formulas exist (loss.latent_losses); the encoder to learn from is not an option yet.
-            raise _bad("bundle", "a bundle that reads the answers of an LLM", "latent")
+        learns = "latent" in (self.bundle, *(stage.bundle for stage in self.stage))
+        if learns and (self.encoder_type != "bytes" or not self.teacher):
+            raise _bad("bundle", "encoder_type bytes and a teacher where latents are learned", "latent")
         spans(self.stage, self.steps)
         if not self.llms:
             raise _bad("llms", "at least one LLM", self.llms)
+
+    @property
+    def stride(self) -> int:
+        """Ids of the encoder that one of its states stands for: what lengths in tokens are multiplied by."""
+        return STRIDE if self.encoder_type == "bytes" else 1
+
+    @property
+    def window(self) -> int:
+        """The encoder's window in states: about as many tokens."""
+        return self.max_tokens // self.stride
 
     def spans(self) -> tuple[Span, ...]:
         """The stages with their steps."""

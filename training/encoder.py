@@ -40,6 +40,7 @@ class EncoderFromEmbedLayer(nn.Module):
 
     Shapes: input_ids int64 [B,S], lengths int64 [B], slots int64 [M] -> latents f32 [B,M,d_z]. Slots beyond
     ``min(M, length)`` are zero; ``counts`` int64 [B] gives each text an M of its own, at most the number of slots.
+    ``spans`` bool [B,M,S] cuts the texts in another way.
     """
 
     def __init__(self, config: LlamaConfig, d_z: int, salience: float) -> None:
@@ -63,10 +64,18 @@ class EncoderFromEmbedLayer(nn.Module):
         nn.init.zeros_(self.score.weight)
         nn.init.zeros_(self.out.weight)
 
-    def forward(self, input_ids: Tensor, lengths: Tensor, slots: Tensor, counts: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        input_ids: Tensor,
+        lengths: Tensor,
+        slots: Tensor,
+        counts: Tensor | None = None,
+        spans: Tensor | None = None,
+    ) -> Tensor:
         table: Tensor = self.get_buffer("embedding")
         embedded = F.embedding(input_ids, table).float()
-        spans = span_weights(lengths, slots, input_ids.shape[1], counts)
+        if spans is None:
+            spans = span_weights(lengths, slots, input_ids.shape[1], counts)
         inside = inside_mask(lengths, input_ids.shape[1])
         if self.low_precision:
             with torch.autocast(embedded.device.type, torch.bfloat16):

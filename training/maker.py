@@ -13,10 +13,11 @@ import torch
 from tokenizers import Tokenizer
 
 from .batch import Batch, Limits, make_batch
-from .bundles import needs_teacher, weights
+from .bundles import needs_lesson, needs_llms, needs_teacher, weights
 from .config import Config
 from .data import Item, Sampler
 from .fsq import rounding_share
+from .lesson import byte_ids
 from .llm import LMWrapper, Special
 from .stages import Span, at
 from .tree import Tree
@@ -78,7 +79,7 @@ class Maker:
         config: the run's config.
         questions: contexts with questions.
         prose: passages; may be empty.
-        encoder: the encoder's tokenizer.
+        encoder: tokens of the LLM that the encoder was made of, or that a byte encoder's teacher was made of.
         readers: one for each LLM.
 
     Raises:
@@ -94,6 +95,7 @@ class Maker:
         readers: Sequence[TextReader],
     ) -> None:
         self.config, self.encoder, self.readers = config, encoder, tuple(readers)
+        self.encode = byte_ids if config.encoder_type == "bytes" else encoder.encode
         self.spans = config.spans()
         self.items = [questions]
         if prose and max(self._prose_share(span) for span in self.spans) > 0:
@@ -112,10 +114,14 @@ class Maker:
         stream, indices = self._chosen(number)
         items = [self.items[stream][i] for i in indices]
         seed = (self.config.seed, 1, number)
-        batch = make_batch(items, self.encoder.encode, self.readers, limits, seed)
+        terms = weights(span.stage.bundle or self.config.bundle, self.config.kd_weight)
+        # Where latents alone are learned no LLM reads anything.
+        readers = self.readers if needs_llms(terms) else ()
+        teacher = self.encoder.tokenizer if needs_lesson(terms) else None
+        batch = make_batch(items, self.encode, readers, limits, seed, teacher=teacher)
         teachers: tuple[Tree, ...] = ()
-        if needs_teacher(weights(span.stage.bundle or self.config.bundle, self.config.kd_weight)):
-            teachers = make_batch(items, self.encoder.encode, self.readers, limits, seed, text=True).trees
+        if needs_teacher(terms):
+            teachers = make_batch(items, self.encode, readers, limits, seed, text=True).trees
         origin = tuple((STREAMS[stream], i) for i in indices)
         return Work(number, batch, teachers, origin, int(batch.lengths.sum()))
 
@@ -125,7 +131,7 @@ class Maker:
         limits = self._limits(Span(self.spans[0].stage, 0, 1), 0, continue_share=max(shares))
         stream, indices = self._chosen(number)
         items = [self.items[stream][i] for i in indices]
-        return make_batch(items, self.encoder.encode, self.readers, limits, (self.config.seed, 0, number), text=True)
+        return make_batch(items, self.encode, self.readers, limits, (self.config.seed, 0, number), text=True)
 
     def span(self, number: int) -> Span:
         """The stage that a micro-batch belongs to."""
@@ -158,6 +164,7 @@ class Maker:
             continue_share=self._share(span, "continue_share") if continue_share is None else continue_share,
             crop=crop,
             choices=span.stage.latent_choices or config.latent_choices,
+            stride=config.stride,
         )
 
     def _rounding(self, step: int) -> float:

@@ -14,7 +14,9 @@ from .adapter import Adapter, LearnedAdapter, TableAdapter
 from .calibration import Calibration
 from .config import Config
 from .encoder import EncoderFromEmbedLayer
+from .encoder_bytes import ByteLevelEncoder
 from .fsq import Quantiser
+from .lesson import byte_ids
 from .llm import KeyValues, LMWrapper, read_config
 from .tree import Tree
 
@@ -29,12 +31,23 @@ class Scored:
     row: Tensor
 
 
-def build_encoder(config: Config) -> EncoderFromEmbedLayer:
-    """An encoder with the shapes of the config's encoder LLM, weights not yet set.
+def build_encoder(config: Config) -> EncoderFromEmbedLayer | ByteLevelEncoder:
+    """An encoder of the config's kind and shapes, weights not yet set.
 
     Raises:
         ModelError: 3203 the LLM is not of the Llama family.
     """
+    encoder: EncoderFromEmbedLayer | ByteLevelEncoder
+    if config.encoder_type == "bytes":
+        encoder = ByteLevelEncoder(config.d_z, config.byte_width, config.byte_layers)
+    else:
+        encoder = EncoderFromEmbedLayer(_first_layers(config), config.d_z, config.salience)
+    if config.fsq_profile:
+        encoder.quantiser = Quantiser(config.d_z, config.fsq_profile, config.fsq_hidden)
+    return encoder
+
+
+def _first_layers(config: Config) -> LlamaConfig:
     llm = read_config(resolve(config.encoder_llm).path)
     if not isinstance(llm, LlamaConfig):
         raise ModelError(
@@ -44,10 +57,7 @@ def build_encoder(config: Config) -> EncoderFromEmbedLayer:
             expected=f"expected llama, got {llm.model_type}",
         )
     llm.num_hidden_layers = config.encoder_layers
-    encoder = EncoderFromEmbedLayer(llm, config.d_z, config.salience)
-    if config.fsq_profile:
-        encoder.quantiser = Quantiser(config.d_z, config.fsq_profile, config.fsq_hidden)
-    return encoder
+    return llm
 
 
 def build_adapter(config: Config, vocab: int, width: int, foreign: bool = False) -> Adapter | LearnedAdapter:
@@ -74,7 +84,8 @@ class LatentModel(nn.Module):
     """One encoder, and an adapter for each frozen LLM.
 
     The LLMs are held outside ``state_dict``: they are frozen, large, and belong to somebody else. ``source`` is the
-    one whose tokenizer and embeddings the encoder uses; it need not be among those that answer.
+    one whose tokenizer and embeddings the encoder (or a byte encoder's teacher) uses; it need not be among those that
+    answer.
     """
 
     def __init__(
@@ -91,6 +102,7 @@ class LatentModel(nn.Module):
         self.adapters = nn.ModuleDict(adapters)
         self._llms = llms
         self._source = [source]  # in a list: a module assigned here would become part of this one
+        self._teacher: list[EncoderFromEmbedLayer] = []
 
     @property
     def llms(self) -> list[LMWrapper]:
@@ -101,6 +113,20 @@ class LatentModel(nn.Module):
     def source(self) -> LMWrapper:
         """The LLM that the encoder was made of."""
         return self._source[0]
+
+    @property
+    def teacher(self) -> EncoderFromEmbedLayer:
+        """The frozen encoder that a byte encoder learns from; there while training only."""
+        return self._teacher[0]
+
+    def learn_from(self, teacher: EncoderFromEmbedLayer) -> None:
+        """Make this encoder the teacher: frozen, and no part of what is saved."""
+        self._teacher = [teacher.eval().requires_grad_(False)]
+
+    def ids(self, text: str, most: int = 0) -> list[int]:
+        """What the encoder reads of a text: tokens of ``source``, or bytes; cut to ``most``, default its window."""
+        read = byte_ids if self.config.encoder_type == "bytes" else self.source.encode
+        return read(text)[: most or self.config.max_tokens]
 
     def adapter(self, llm: LMWrapper) -> nn.Module:
         """The adapter of one LLM (module names must not hold dots)."""

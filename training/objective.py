@@ -12,8 +12,9 @@ from torch.nn import functional as F
 from .batch import Batch
 from .bundles import needs_teacher, weights
 from .config import Config
+from .lesson import byte_spans
 from .llm import LMWrapper
-from .loss import AnswerWeights, cross_entropy, distillation, distillation_top, top_logits, weighted_mean
+from .loss import AnswerWeights, cross_entropy, distillation, distillation_top, latent_losses, top_logits, weighted_mean
 from .model import LatentModel
 from .tree import KINDS, QUESTIONS, Tree
 
@@ -52,9 +53,14 @@ class Objective:
             teachers: the same branches behind the full text; needed where ``needs_teacher``.
         """
         z = model.encode(batch.input_ids, batch.lengths, len(batch.slots), batch.counts)
+        total = torch.zeros((), device=z.device)
+        logged: Terms = {}
+        if batch.lesson is not None:
+            own = latent_terms(model, batch, z)
+            total = sum((self.terms[name] * value for name, value in own.items() if name in self.terms), total)
+            logged |= {name: value.detach() for name, value in own.items()}
         z = model.quantised(z, batch.rounded)
-        total, logged = torch.zeros((), device=z.device), {}
-        for number, (llm, tree) in enumerate(zip(model.llms, batch.trees, strict=True)):
+        for number, (llm, tree) in enumerate(zip(model.llms if batch.trees else [], batch.trees, strict=True)):
             rows = model.adapter(llm)(z)
             found = self._terms(model, llm, tree, rows, teachers[number] if self.needs_teacher else None)
             # Of texts too short to ask anything about there is no term, and no gradient.
@@ -86,6 +92,17 @@ class Objective:
         if not k:
             return distillation(student, teacher, tau)
         return distillation_top(student, top_logits(teacher, tau, k), tau)
+
+
+def latent_terms(model: LatentModel, batch: Batch, z: Tensor) -> Terms:
+    """How far latents f32 [B,M,d_z] are from the teacher's for the same spans, over spans in which it has a token."""
+    lesson = batch.lesson
+    assert lesson is not None
+    spans = byte_spans(lesson.starts, batch.lengths, batch.slots, batch.counts)
+    with torch.no_grad():
+        goal = model.teacher(lesson.input_ids, lesson.lengths, batch.slots, spans=spans)
+    cos, mse = latent_losses(z, goal, spans.any(-1))
+    return {"latent_cos": cos, "latent_mse": mse}
 
 
 def format_loss(config: Config, model: LatentModel, tree: Tree, llm: LMWrapper) -> Tensor:

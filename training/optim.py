@@ -33,7 +33,7 @@ def main_optimizer(model: nn.Module, config: Config) -> torch.optim.AdamW:
     rates: dict[tuple[str, float, float], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         if group_of(name) != "task" and parameter.requires_grad:
-            rate = _rate(name)
+            rate = _rate(name, config.encoder_type == "embed_layer")
             key = (rate, float(getattr(config, rate)), config.weight_decay if parameter.ndim > 1 else 0.0)
             rates.setdefault(key, []).append(parameter)
     if any("task" in span.stage.train for span in config.spans()):
@@ -68,11 +68,12 @@ def format_optimizer(rows: Iterable[nn.Parameter], config: Config) -> torch.opti
     return torch.optim.AdamW(rows, lr=config.lr_task, betas=(0.9, 0.95), weight_decay=0.0)
 
 
-def _rate(name: str) -> str:
-    """The config option that gives a parameter's peak rate."""
+def _rate(name: str, copied: bool) -> str:
+    """The config option that gives a parameter's peak rate; ``copied``: the encoder's layers are an LLM's."""
     if name.endswith(PROJECTIONS):
         return "lr_projection"
-    return "lr_copied" if ".layers." in name or name.endswith("encoder.norm.weight") else "lr_new"
+    old = copied and (".layers." in name or name.endswith("encoder.norm.weight"))
+    return "lr_copied" if old else "lr_new"
 
 
 def set_rate(optimizer: torch.optim.Optimizer, factor: float, stage: Stage) -> None:

@@ -157,9 +157,10 @@ def _of_rows(found: dict[str, Any], meta: dict[str, Any], items: Sequence[Item])
 def warn_of_cuts(model: LatentModel, items: Sequence[Item]) -> None:
     """Say how many texts are longer than the encoder's window: what is behind it can be asked, not answered."""
     window = model.config.max_tokens
-    cut = sum(len(model.source.encode(item.context)) > window for item in items)
+    unit = "bytes" if model.config.encoder_type == "bytes" else "tokens"
+    cut = sum(len(model.ids(item.context, window + 1)) > window for item in items)
     if cut:
-        message(f"{cut} of {len(items)} texts are longer than {window} tokens and are cut there, in every row")
+        message(f"{cut} of {len(items)} texts are longer than {window} {unit} and are cut there, in every row")
 
 
 def show(found: dict[str, Any], as_json: bool) -> None:

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from .adapter import LearnedAdapter, TableAdapter
+from .encoder_bytes import ByteLevelEncoder
 from .llm import LMWrapper
 from .maker import Work
 from .model import LatentModel
@@ -48,15 +49,17 @@ class Flops:
         self.model = model
         layers = getattr(model.encoder, "layers", None)
         trained = layers if isinstance(layers, nn.Module) else model.encoder
-        self.encoder = _Costs.of(trained, model.source.model.config)
+        own = model.encoder.config if isinstance(model.encoder, ByteLevelEncoder) else model.source.model.config
+        self.encoder, self.stride = _Costs.of(trained, own), model.config.stride
         self.llms = [_Costs.of(llm.model.model.layers, llm.model.config) for llm in model.llms]
 
     def __call__(self, work: Work) -> int:
         """Operations of one micro-batch, forward and backward."""
         rows, length = work.batch.input_ids.shape
         slots = rows * work.batch.slots.shape[0]
-        total = 3 * self.encoder(rows, length)
-        for number, (llm, cost) in enumerate(zip(self.model.llms, self.llms, strict=True)):
+        total = 3 * self.encoder(rows, -(-length // self.stride))
+        # Where latents alone are learned there are no trees.
+        for number, (llm, cost) in enumerate(zip(self.model.llms, self.llms, strict=True) if work.batch.trees else ()):
             total += 2 * _tree(work.batch.trees[number], cost, llm) + self._adapter(llm, slots)
             if work.teachers:
                 total += _tree(work.teachers[number], cost, llm)

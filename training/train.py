@@ -28,6 +28,7 @@ from .pipeline import pick_workers, stream
 from .runfolder import RunFolder, fingerprints, held_out
 from .speed import Flops, Meter, measure_peak
 from .stages import at
+from .student import start_student, teach
 from .terms import Done, Record, means, records
 from .warm import start_from
 
@@ -91,6 +92,7 @@ class Trainer:
             if resumes:
                 self._check_resume(read_meta(self.run.last))
             self.model = build_model(config, self.device)
+            teach(self.model)
             readers = [TextReader.of(llm) for llm in self.model.llms]
             self.maker = Maker(config, self.data.questions, self.data.prose, TextReader.of(self.model.source), readers)
             self.spans = config.spans()
@@ -114,7 +116,11 @@ class Trainer:
         prose = self.data.prose[:: max(1, len(self.data.prose) // 20000)]
         texts = [i.context for i in self.data.questions + prose]
         start(self.model, texts)
-        trained = start_from(self.model, Path(self.config.init), texts) if self.config.init else ()
+        trained: tuple[str, ...] = ()
+        if self.config.init:
+            trained = start_from(self.model, Path(self.config.init), texts)
+        elif self.config.encoder_type == "bytes":
+            trained = start_student(self.model, texts)
         self.run.log({"event": "start", "parameters": parameters(self.model), "config": self.config.to_json()})
         if set(self.config.tasks) - set(trained):
             self._train_format()

@@ -57,7 +57,7 @@ def choose_tokens(tokenizer: Tokenizer, texts: Sequence[str], pieces: Sequence[s
 def token_latents(model: LatentModel, pieces: Sequence[str]) -> Tensor:
     """f32 [N,d_z], the one latent of each text; zero for an empty one."""
     device = next(model.encoder.parameters()).device
-    ids = [model.source.encode(piece)[: model.config.max_tokens] for piece in pieces]
+    ids = [model.ids(piece) for piece in pieces]
     out = torch.zeros(len(ids), model.config.d_z)
     order = sorted((i for i in range(len(ids)) if ids[i]), key=lambda i: len(ids[i]))
     for at in range(0, len(order), BATCH):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -31,12 +32,17 @@ def start_from(model: LatentModel, folder: Path, texts: Sequence[str]) -> tuple[
     """
     meta = read_meta(folder)
     encoder_fits(meta, model.source, folder)
-    tasks = config_of(meta, str(folder)).tasks
     found = load_tensors(folder / encoder_file())
     fitted = any(name.startswith("quantiser.") for name in found)
     _put(model.encoder, found, folder / encoder_file(), () if fitted else ("quantiser.",))
     if not fitted:
         begin_quantiser(model, list(texts))
+    return put_adapters(model, meta, folder, texts)
+
+
+def put_adapters(model: LatentModel, meta: dict[str, Any], folder: Path, texts: Sequence[str]) -> tuple[str, ...]:
+    """The checkpoint's adapters, and a closed-form start for LLMs that it has none for; returns the tasks it knows."""
+    tasks = config_of(meta, str(folder)).tasks
     for llm in model.llms:
         if llm.name not in meta["adapters"]:
             begin_adapter(model, llm, list(texts))

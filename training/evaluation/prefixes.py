@@ -61,13 +61,13 @@ def prefixes(model: LatentModel, llm: LMWrapper, items: Sequence[Item], kind: Ki
 def _latents(model: LatentModel, llm: LMWrapper, items: Sequence[Item], kind: Kind) -> Prefixes:
     config, device = model.config, llm.model.device
     reader = untrained(model) if kind.base == "start" else model
-    input_ids, lengths = pad([model.source.encode(i.context)[: config.max_tokens] for i in items])
+    input_ids, lengths = pad([model.ids(i.context) for i in items])
     if kind.base == "shuffled":
         input_ids, lengths = input_ids.roll(1, 0), lengths.roll(1, 0)
     rule = kind.rule(config.latent_len)
     z = carried(model, encode(reader, input_ids.to(device), lengths.to(device), rule), kind.codec)
     rows: Tensor = reader.adapter(llm)(z)
-    counts = [rule(n) for n in lengths.tolist()]
+    counts = latents_of(model, lengths, rule)
     contexts = [
         Context(b, range(m), item.questions, latent_bytes(m, config.d_z, config.fsq_profile))
         for b, (item, m) in enumerate(zip(items, counts, strict=True))
@@ -77,9 +77,14 @@ def _latents(model: LatentModel, llm: LMWrapper, items: Sequence[Item], kind: Ki
 
 def encode(model: LatentModel, input_ids: Tensor, lengths: Tensor, rule: Rule) -> Tensor:
     """Latents f32 [B,M,d_z] of texts whose number of latents may differ; slots beyond a text's own are zero."""
-    sizes = lengths.tolist()
-    counts = torch.tensor([rule(n) for n in sizes], device=lengths.device)
-    return model.encode(input_ids, lengths, rule.capacity(sizes), counts)
+    counts = torch.tensor(latents_of(model, lengths, rule), device=lengths.device)
+    states = [-(-n // model.config.stride) for n in lengths.tolist()]
+    return model.encode(input_ids, lengths, rule.capacity(states), counts)
+
+
+def latents_of(model: LatentModel, lengths: Tensor, rule: Rule) -> list[int]:
+    """Latents of texts of int64 [B] ids of the encoder."""
+    return [rule(-(-n // model.config.stride)) for n in lengths.tolist()]
 
 
 def carried(model: LatentModel, z: Tensor, codec: str) -> Tensor:
@@ -106,7 +111,7 @@ def _pooled(model: LatentModel, llm: LMWrapper, items: Sequence[Item], ratio: in
     device = llm.model.device
     means = []
     for item in items:
-        ids = torch.tensor(llm.encode(item.context)[: model.config.max_tokens], device=device)
+        ids = torch.tensor(llm.encode(item.context)[: model.config.window], device=device)
         embedded = llm.model.get_input_embeddings()(ids).float()
         means.append(torch.stack([part.mean(0) for part in embedded.split(ratio)]))
     capacity = max(len(m) for m in means)
@@ -121,7 +126,7 @@ def _pooled(model: LatentModel, llm: LMWrapper, items: Sequence[Item], ratio: in
 
 def _chosen(model: LatentModel, llm: LMWrapper, items: Sequence[Item], kind: Kind) -> list[Context]:
     """Rows of tokens: ``kind`` says which tokens of each text."""
-    texts = [llm.encode(item.context)[: model.config.max_tokens] for item in items]
+    texts = [llm.encode(item.context)[: model.config.window] for item in items]
     rule = kind.rule(model.config.latent_len)
     if kind.base == "bm25":
         return [c for b, item in enumerate(items) for c in _extracted(llm, b, item, rule(len(texts[b])))]

@@ -10,6 +10,7 @@ import torch
 from ...core.errors import ModelError
 from ..adapter import Adapter, LearnedAdapter, TableAdapter
 from ..building import begin_adapter
+from ..encoder import EncoderFromEmbedLayer
 from ..model import LatentModel, build_adapter, build_encoder, key
 from ..start import start_encoder
 
@@ -37,6 +38,7 @@ def _make(model: LatentModel) -> LatentModel:
     if config.encoder_type != "embed_layer":
         raise ModelError(3210, "no closed-form start for this encoder", where=config.encoder_type)
     encoder = build_encoder(config)
+    assert isinstance(encoder, EncoderFromEmbedLayer)
     adapters: dict[str, torch.nn.Module] = {}
     for llm in model.llms:
         trained = model.adapter(llm)

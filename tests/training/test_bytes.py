@@ -1,0 +1,272 @@
+"""The byte encoder: any text, spans shared with a teacher, distillation, publishing, frames."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from tokenizers import Tokenizer
+
+from latentwire.core.errors import ModelError, RowError
+from latentwire.export.export import Request, export_bundle
+from latentwire.export.publish import publish
+from latentwire.runtime import message
+from latentwire.runtime.options import CompressOptions
+from latentwire.runtime.pipeline import Pipeline
+from latentwire.training.building import open_checkpoint
+from latentwire.training.checkpoint import read_meta
+from latentwire.training.config import Config
+from latentwire.training.data import read_questions
+from latentwire.training.encoder_bytes import ByteLevelEncoder
+from latentwire.training.evaluate import measure
+from latentwire.training.lesson import byte_ids, byte_spans, lesson, states_of
+from latentwire.training.model import build_encoder
+from latentwire.training.train import Trainer
+
+TEXTS = [
+    "The bridge at Tolmin was built by Anton Kovac in 1887.",
+    "这座桥建于一九三二年，每年春天人们都在那里相聚。",
+    "Ünïcödé 🚂🌉 and more 👩‍👩‍👧",
+    "a",
+]
+Make = Callable[..., Config]
+
+
+@pytest.fixture(scope="module")
+def base(tiny_llm: Path, story_file: Path) -> Config:
+    return Config(
+        encoder_llm=str(tiny_llm),
+        llms=(str(tiny_llm),),
+        data=(str(story_file),),
+        eval_data=(str(story_file),),
+        latent_len=8,
+        d_z=16,
+        encoder_layers=1,
+        lookup_top=4,
+        mlp_hidden=16,
+        task_tokens=2,
+        batch=8,
+        micro_batch=4,
+        format_steps=2,
+        steps=4,
+        eval_questions=4,
+        precision="fp32",
+        device="cpu",
+    )
+
+
+@pytest.fixture(scope="module")
+def teacher(base: Config, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("teacher")
+    Trainer(base, folder).train()
+    return folder / "last"
+
+
+@pytest.fixture
+def make(base: Config, teacher: Path) -> Make:
+    student = replace(
+        base,
+        encoder_type="bytes",
+        teacher=str(teacher),
+        byte_width=48,
+        byte_layers=1,
+        max_tokens=256,
+        bundle="latent",
+        lr_new=3e-3,
+    )
+    return lambda **changes: replace(student, **changes)
+
+
+def padded(texts: list[str]) -> tuple[torch.Tensor, torch.Tensor]:
+    rows = [byte_ids(t) for t in texts]
+    lengths = torch.tensor([len(r) for r in rows])
+    ids = torch.randint(0, 256, (len(rows), int(lengths.max())))
+    for row, own in zip(ids, rows, strict=True):
+        row[: len(own)] = torch.tensor(own)
+    return ids, lengths
+
+
+def test_ten_million_parameters() -> None:
+    config = Config(encoder_type="bytes", teacher="x", max_tokens=2048)
+    count = sum(p.numel() for p in build_encoder(config).parameters())
+    assert 9_000_000 < count < 11_000_000
+    assert (config.stride, config.window) == (4, 512)
+
+
+def test_any_language_and_no_neighbour_changes_a_text() -> None:
+    torch.manual_seed(0)
+    encoder = ByteLevelEncoder(16, 48, 2).eval()
+    ids, lengths = padded(TEXTS)
+    with torch.no_grad():
+        together = encoder(ids, lengths, torch.arange(8))
+        for b, n in enumerate(lengths.tolist()):
+            alone = encoder(ids[b : b + 1, :n], lengths[b : b + 1], torch.arange(8))[0]
+            torch.testing.assert_close(together[b], alone, atol=1e-5, rtol=1e-4)
+    used = together.any(-1).sum(1).tolist()
+    assert used == [min(8, -(-n // 4)) for n in lengths.tolist()]
+    rms = together.square().mean(-1).sqrt()
+    torch.testing.assert_close(rms[rms > 0], torch.ones(int((rms > 0).sum())), atol=1e-3, rtol=0)
+    # Three different texts, three different latents.
+    assert len({tuple(z.round(decimals=3).tolist()) for z in together[:3, 0]}) == 3
+
+
+def test_each_text_may_have_its_own_number_of_latents() -> None:
+    encoder = ByteLevelEncoder(16, 48, 1).eval()
+    ids, lengths = padded(TEXTS[:2])
+    counts = torch.tensor([3, 5])
+    with torch.no_grad():
+        found = encoder(ids, lengths, torch.arange(5), counts)
+        alone = encoder(ids[:1], lengths[:1], torch.arange(3))
+    assert found.any(-1).sum(1).tolist() == [3, 5]
+    torch.testing.assert_close(found[:1, :3], alone, atol=1e-5, rtol=1e-4)
+
+
+def test_tokens_know_their_bytes(tiny_llm: Path) -> None:
+    tokenizer = Tokenizer.from_file(str(tiny_llm / "tokenizer.json"))
+    found = lesson(tokenizer, TEXTS)
+    assert found.lengths.tolist() == [len(tokenizer.encode(t).ids) for t in TEXTS]
+    for text, row, n in zip(TEXTS, found.starts, found.lengths.tolist(), strict=True):
+        starts = row[:n].tolist()
+        assert starts == sorted(starts)
+        assert starts[0] == 0
+        assert row[n:].eq(-1).all()
+        # Each start is the first byte of a character.
+        edges = {len(text[:i].encode()) for i in range(len(text))}
+        assert set(starts) <= edges
+    plain = found.starts[0, : found.lengths[0]].tolist()
+    pieces = [tokenizer.decode([i]) for i in found.input_ids[0, : found.lengths[0]].tolist()]
+    assert plain == [len("".join(pieces[:i])) for i in range(len(pieces))]
+
+
+def test_spans_of_bytes_by_hand() -> None:
+    starts = torch.tensor([[0, 3, 9, 14, -1], [0, 1, 2, 3, 4]])
+    # 16 bytes are 4 states, two a span; 5 bytes are 2 states.
+    spans = byte_spans(starts, torch.tensor([16, 5]), torch.arange(3), torch.tensor([2, 3]))
+    assert spans[0].tolist() == [[True, True, False, False, False], [False, False, True, True, False], [False] * 5]
+    assert spans[1].tolist() == [[True, True, True, True, False], [False, False, False, False, True], [False] * 5]
+    assert states_of(torch.tensor([0, 1, 4, 5])).tolist() == [0, 1, 1, 2]
+
+
+def test_it_learns_the_teacher_s_latents_without_an_llm(
+    make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer = Trainer(make(steps=60, eval_every=1000, save_every=1000), tmp_path)
+    work = trainer.maker(0)
+    assert work.batch.trees == ()
+    assert work.batch.lesson is not None
+    monkeypatch.setattr(trainer, "evaluate", lambda kinds: None)
+
+    def never(*_: object) -> None:
+        raise AssertionError("an LLM was asked")
+
+    monkeypatch.setattr(trainer.model, "states", never)
+    before = {n: p.detach().clone() for n, p in trainer.model.teacher.named_parameters()}
+    trainer.train()
+    records = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    steps = [r for r in records if r["event"] == "step"]
+    assert steps[-1]["latent_cos"] < 0.5 * steps[0]["latent_cos"]
+    assert steps[-1]["latent_mse"] < 0.6 * steps[0]["latent_mse"]
+    for name, parameter in trainer.model.teacher.named_parameters():
+        assert torch.equal(parameter, before[name])
+    assert not [n for n in trainer.model.state_dict() if "teacher" in n]
+
+
+def test_terms_by_hand(make: Make, tmp_path: Path) -> None:
+    from latentwire.training.objective import latent_terms
+
+    trainer = Trainer(make(steps=1), tmp_path)
+    batch = trainer.maker(0).batch
+    assert batch.lesson is not None
+    spans = byte_spans(batch.lesson.starts, batch.lengths, batch.slots, batch.counts)
+    goal = trainer.model.teacher(batch.lesson.input_ids, batch.lesson.lengths, batch.slots, spans=spans)
+    same = latent_terms(trainer.model, batch, goal)
+    assert same["latent_cos"].item() == pytest.approx(0, abs=1e-6)
+    assert same["latent_mse"].item() == pytest.approx(0, abs=1e-6)
+    opposite = latent_terms(trainer.model, batch, -goal)
+    # Both have an RMS of 1: the cosine is -1, and every number is off by twice itself.
+    assert opposite["latent_cos"].item() == pytest.approx(2, abs=1e-4)
+    assert opposite["latent_mse"].item() == pytest.approx(4, abs=1e-2)
+
+
+def test_then_it_is_tuned_through_the_llm_and_resumes(make: Make, teacher: Path, tmp_path: Path) -> None:
+    from latentwire.training.stages import Stage
+
+    stages = (Stage("latents", steps=2, bundle="latent"), Stage("answers", steps=2, bundle="default"))
+    config = make(stage=stages, steps=4)
+    whole = Trainer(config, tmp_path / "a")
+    # It starts with what the teacher's adapters know, task rows too: there is no format stage.
+    taught, _ = open_checkpoint(teacher, "cpu")
+    for own, theirs in zip(whole.model.adapters.parameters(), taught.adapters.parameters(), strict=True):
+        assert torch.equal(own, theirs)
+    assert '"event": "format"' not in (tmp_path / "a" / "log.jsonl").read_text()
+    whole.train()
+    Trainer(config, tmp_path / "b").train(until=1)
+    again = Trainer(config, tmp_path / "b")
+    again.train()
+    for a, b in zip(whole.model.parameters(), again.model.parameters(), strict=True):
+        np.testing.assert_array_equal(a.detach().numpy(), b.detach().numpy())
+    model, meta = open_checkpoint(tmp_path / "a" / "last", "cpu")
+    assert meta["encoder"]["kind"] == "bytes"
+    items = read_questions(config.data)
+    found, expected = (measure(m.eval(), m.llms[0], items, "latents").nll for m in (model, whole.model))
+    np.testing.assert_array_equal(found, expected)
+    assert read_meta(tmp_path / "a" / "last")["encoder"]["max_tokens"] == 256
+
+
+def test_several_m_count_groups_of_four_bytes(make: Make, tmp_path: Path) -> None:
+    trainer = Trainer(make(latent_choices=("1/4",), steps=1), tmp_path)
+    batch = trainer.maker(0).batch
+    assert batch.counts.tolist() == [(n + 15) // 16 for n in batch.lengths.tolist()]
+    assert len(batch.slots) == int(batch.counts.max())
+
+
+@pytest.mark.parametrize(
+    ("changes", "what"),
+    [({"teacher": ""}, "teacher"), ({"byte_width": 50}, "byte_width"), ({"encoder_type": "embed_layer"}, "bundle")],
+)
+def test_bad_options(make: Make, changes: dict[str, object], what: str) -> None:
+    with pytest.raises(ModelError, match=f"LW-3210 .*{what}"):
+        make(**changes)
+
+
+def test_bad_teachers(make: Make, teacher: Path, tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match=r"LW-3210 .*d_z"):
+        Trainer(make(d_z=8), tmp_path / "a")
+    with pytest.raises(ModelError, match=r"LW-3210 .*quantiser"):
+        Trainer(make(fsq_profile=1), tmp_path / "b")
+    with pytest.raises(ModelError, match="LW-3204"):
+        Trainer(make(teacher=str(tmp_path / "none")), tmp_path / "c")
+    Trainer(make(steps=1), tmp_path / "e").train()
+    with pytest.raises(ModelError, match=r"LW-3210 .*encoder_type"):
+        Trainer(make(teacher=str(tmp_path / "e" / "last")), tmp_path / "f")
+
+
+def test_any_text_travels_as_the_module_says(make: Make, tiny_llm: Path, tmp_path: Path) -> None:
+    """Checkpoint, graphs, bundle, tokenizer of bytes, frame: the latents of torch, whatever the language."""
+    Trainer(make(fsq_profile=0, steps=2), tmp_path / "run").train()
+    publish(tmp_path / "run" / "last", tmp_path / "c", {})
+    assert json.loads((tmp_path / "c" / "meta.json").read_text())["config"]["teacher"] == "last"
+    export_bundle(Request(str(tmp_path / "c"), str(tiny_llm), tmp_path / "bundle"))
+    model, _ = open_checkpoint(tmp_path / "c", "cpu")
+    assert not (tmp_path / "bundle" / "embeddings.safetensors").exists()
+    with Pipeline.open(tmp_path / "bundle") as pipe:
+        assert [pipe.encoder_tokenizer.encode(t) for t in TEXTS] == [byte_ids(t) for t in TEXTS]
+        # A text that spells the name of a special token is those characters.
+        assert pipe.encoder_tokenizer.encode("<bos>") == byte_ids("<bos>")
+        frames = pipe.compress(TEXTS, CompressOptions(codec="f16"))
+        for text, data in zip(TEXTS, frames, strict=True):
+            found = message.unpack(data).z()
+            ids = model.ids(text)
+            with torch.no_grad():
+                z = model.encode(torch.tensor([ids]), torch.tensor([len(ids)]))[0]
+            used = min(8, -(-len(ids) // 4))
+            assert found.shape == (used, 16)
+            np.testing.assert_allclose(found, z[:used].numpy(), atol=3e-3)
+        assert len(pipe.generate(frames, ["What is told?"] * 4)) == 4
+        with pytest.raises(RowError, match="LW-2006"):
+            pipe.compress(["x" * 257])

@@ -1,0 +1,110 @@
+"""``ByteLevelEncoder``: UTF-8 bytes -> latents Z, for any language, without a tokenizer.
+
+Bytes are embedded, brought to a quarter of their number by two strided residual convolutions, read by a bidirectional
+transformer, and pooled into spans as in ``EncoderFromEmbedLayer`` (see ``pooling``). Nothing in it comes from an LLM:
+it learns to make the latents that another encoder makes of the same spans of the text (``latent`` losses), and is then
+trained on through the LLMs. Downsampling bytes in front of a transformer as in CANINE (arXiv 2103.06874).
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import LlamaConfig
+from transformers.models.llama.modeling_llama import LlamaDecoderLayer, LlamaRMSNorm, LlamaRotaryEmbedding
+
+from .fsq import Quantiser
+from .lesson import states_of
+from .pooling import SpanAttention, inside_mask, span_means, span_weights, to_latents
+
+BYTES: Final = 256
+HEAD: Final = 44
+"""Width of an attention head at the default width of 352; narrower encoders have one head less wide."""
+
+
+class Halve(nn.Module):
+    """Residual convolution of stride 2: f32 [B,S,a], lengths -> f32 [B,ceil(S/2),b]; padding stays zero."""
+
+    def __init__(self, width: int, out: int) -> None:
+        super().__init__()
+        self.near = nn.Conv1d(width, out, kernel_size=3, stride=2, padding=1)
+        self.mix = nn.Linear(out, out, bias=False)
+        self.norm = LlamaRMSNorm(out)
+
+    def forward(self, x: Tensor, lengths: Tensor) -> Tensor:
+        """``lengths`` int64 [B]: true positions of each row after this."""
+        near = self.near(x.transpose(1, 2)).transpose(1, 2)
+        out: Tensor = near + self.mix(F.gelu(self.norm(near)))
+        inside = torch.arange(out.shape[1], device=out.device)[None, :] < lengths[:, None]
+        # What a convolution sees beyond a text's end must not depend on the batch it is in.
+        return out * inside[..., None]
+
+
+class ByteLevelEncoder(nn.Module):
+    """Bytes to latents; about 10M parameters at the default width 352 with 6 layers.
+
+    Args:
+        d_z: width of a latent.
+        width: of the transformer, a multiple of 4.
+        layers: of the transformer.
+
+    Shapes: input_ids int64 [B,S] bytes, lengths int64 [B] bytes, slots int64 [M] -> latents f32 [B,M,d_z]. A text has
+    at most one latent for each started group of 4 bytes; slots beyond ``min(M, ceil(length / 4))`` are zero.
+    ``counts``, ``low_precision`` and ``quantiser`` are as in ``EncoderFromEmbedLayer``.
+    """
+
+    def __init__(self, d_z: int, width: int, layers: int) -> None:
+        super().__init__()
+        self.low_precision = False
+        self.quantiser: Quantiser | None = None
+        heads = max(1, width // HEAD)
+        config = LlamaConfig(
+            vocab_size=BYTES,
+            hidden_size=width,
+            intermediate_size=8 * width // 3 // 4 * 4,
+            num_hidden_layers=layers,
+            num_attention_heads=heads,
+            num_key_value_heads=heads,
+            head_dim=width // heads // 2 * 2,
+            max_position_embeddings=65536,
+        )
+        config._attn_implementation = "sdpa"
+        self.config = config
+        self.bytes = nn.Embedding(BYTES, width // 2)
+        self.first = Halve(width // 2, width)
+        self.second = Halve(width, width)
+        self.layers = nn.ModuleList(LlamaDecoderLayer(config, i) for i in range(layers))
+        self.rotary = LlamaRotaryEmbedding(config)
+        self.norm = LlamaRMSNorm(width)
+        self.pool = SpanAttention(width, heads)
+        self.out = nn.Linear(width, d_z, bias=False)
+
+    def forward(self, input_ids: Tensor, lengths: Tensor, slots: Tensor, counts: Tensor | None = None) -> Tensor:
+        if self.low_precision:
+            with torch.autocast(input_ids.device.type, torch.bfloat16):
+                states = self._states(input_ids, lengths)
+        else:
+            states = self._states(input_ids, lengths)
+        states = states.float()
+        size = states_of(lengths)
+        spans = span_weights(size, slots, states.shape[1], counts)
+        mean = span_means(spans, states)
+        pooled = mean + self.pool(mean, states, inside_mask(size, states.shape[1]))
+        return to_latents(self.out(pooled), spans)
+
+    def _states(self, input_ids: Tensor, lengths: Tensor) -> Tensor:
+        """f [B,ceil(S/4),width]."""
+        real = torch.arange(input_ids.shape[1], device=input_ids.device)[None, :] < lengths[:, None]
+        x = self.bytes(input_ids) * real[..., None]
+        half = (lengths + 1) // 2
+        x = self.second(self.first(x, half), (half + 1) // 2)
+        positions = torch.arange(x.shape[1], device=x.device)[None, :]
+        rotary = self.rotary(x, positions)
+        mask = inside_mask(states_of(lengths), x.shape[1]).expand(-1, -1, x.shape[1], -1)
+        for layer in self.layers:
+            x = layer(x, attention_mask=mask, position_ids=positions, position_embeddings=rotary)
+        out: Tensor = self.norm(x)
+        return out
