@@ -14,7 +14,7 @@ from .batch import pad
 from .checkpoint import config_of, load_into, read_meta
 from .config import Config
 from .encoder import EncoderFromEmbedLayer
-from .fsq import start_quantiser
+from .fsq import fit_quantiser, start_quantiser
 from .llm import LMWrapper
 from .model import LatentModel, build_adapter, build_encoder, key
 from .start import inverse_document_frequency, set_embedding, start_encoder, start_keys, start_rows
@@ -124,7 +124,9 @@ def begin_quantiser(model: LatentModel, texts: list[str]) -> None:
         return
     device = next(model.encoder.parameters()).device
     # On the CPU, whose linear algebra is the same everywhere.
-    start_quantiser(model.quantiser.cpu(), torch.cat(text_latents(model, texts[:FITTED_TEXTS])))
+    z = torch.cat(text_latents(model, texts[:FITTED_TEXTS]))
+    start_quantiser(model.quantiser.cpu(), z)
+    fit_quantiser(model.quantiser, z, model.config.fsq_fit)
     model.quantiser.to(device)
 
 

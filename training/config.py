@@ -73,6 +73,7 @@ class Config:
         mlp_hidden: hidden width of the learned adapter's MLP.
         fsq_profile: quantiser trained beside the raw latents: 1 (32 bits a latent), 2 (60 bits); 0: none.
         fsq_hidden: width of its MLPs.
+        fsq_fit: steps that fit it to latents alone, before anything else.
         fsq_share: share of samples that pass it at the first step, the others stay raw.
         fsq_ramp: share of ``steps`` over which that grows to all of them.
         data: question files (JSONL or JSONL.gz).
@@ -140,6 +141,7 @@ class Config:
     mlp_hidden: int = 1024
     fsq_profile: int = 0
     fsq_hidden: int = 512
+    fsq_fit: int = 400
     fsq_share: float = 0.5
     fsq_ramp: float = 1 / 3
 

@@ -20,6 +20,10 @@ PROFILES: Final = {1: (16, 4), 2: (20, 8)}
 """Profile of the wire format -> (dimensions, levels): 32 and 60 bits a latent."""
 
 
+FIT_RATE: Final = 3e-3
+FIT_BATCH: Final = 512
+
+
 def to_codes(x: Tensor, levels: int) -> Tensor:
     """Bounded values f32 [...] in [-1, 1] to codes int64 [...], 0..levels-1."""
     return ((x + 1) * (levels / 2)).floor().clamp(0, levels - 1).to(torch.int64)
@@ -119,3 +123,32 @@ def start_quantiser(quantiser: Quantiser, z: Tensor) -> None:
     solution = torch.linalg.solve(gram, design.T @ z.double())
     quantiser.up.linear.weight.copy_(solution[:-1].T)
     quantiser.up.linear.bias.copy_(solution[-1])
+
+
+def fit_quantiser(quantiser: Quantiser, z: Tensor, steps: int) -> None:
+    """Bring codes and latents together before an LLM is asked: AdamW on ``1 - cos(q(z) - m, z - m)``, all unit vectors.
+
+    Without the mean direction m, which most of a plain cosine is about. On latents of a trained encoder 16 codes of 4
+    levels name the same token as the latent itself for 4 % after the closed form, and 25 % after 1,200 steps of this.
+
+    Args:
+        quantiser: on the CPU, behind ``start_quantiser``.
+        z: f32 [N,d_z].
+        steps: 0 does nothing.
+    """
+    if not steps:
+        return
+    optimizer = torch.optim.AdamW(quantiser.parameters(), lr=FIT_RATE, weight_decay=0.0)
+    draw = torch.Generator().manual_seed(0)
+    mean = F.normalize(z, dim=-1).mean(0)
+    everywhere = torch.ones(1, dtype=torch.bool)
+    for step in range(steps):
+        for group in optimizer.param_groups:
+            group["lr"] = FIT_RATE * (1 - step / steps)
+        part = z[torch.randint(len(z), (min(FIT_BATCH, len(z)),), generator=draw)][None]
+        found = quantiser(part, everywhere)
+        apart = 1 - F.cosine_similarity(F.normalize(found, dim=-1) - mean, F.normalize(part, dim=-1) - mean, dim=-1)
+        optimizer.zero_grad()
+        apart.mean().backward()
+        optimizer.step()
+    optimizer.zero_grad()
