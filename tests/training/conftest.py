@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import Gemma3ForCausalLM, Gemma3TextConfig, LlamaConfig, LlamaForCausalLM
+
+from latentwire.training.config import Config
+
+MakeConfig = Callable[..., Config]
 
 QUESTION = "What is told?"
 """One question for all stories, so that only the text can tell the answers apart."""
@@ -121,3 +127,35 @@ def prose_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("data") / "prose.parquet"
     pq.write_table(pa.table({"text": [row[0] + " " + STORIES[i - 1][0] for i, row in enumerate(STORIES)]}), path)
     return path
+
+
+@pytest.fixture(scope="session")
+def tiny_config(tiny_llm: Path, story_file: Path) -> MakeConfig:
+    """``tiny_config(**changes)``: a run of seconds on the tiny model and the stories."""
+    base = Config(
+        encoder_llm=str(tiny_llm),
+        llms=(str(tiny_llm),),
+        data=(str(story_file),),
+        eval_data=(str(story_file),),
+        latent_len=8,
+        d_z=16,
+        encoder_layers=1,
+        lookup_top=4,
+        mlp_hidden=32,
+        task_tokens=2,
+        batch=4,
+        micro_batch=4,
+        format_steps=1,
+        steps=4,
+        eval_questions=4,
+        precision="fp32",
+        device="cpu",
+    )
+    return lambda **changes: replace(base, **changes)
+
+
+@pytest.fixture(scope="session")
+def make(tiny_config: MakeConfig, prose_file: Path) -> MakeConfig:
+    """The same with prose beside the questions, two micro-batches a step, and checkpoints on the way."""
+    more = {"prose": (str(prose_file),), "batch": 8, "format_steps": 2, "steps": 6, "save_every": 2, "eval_every": 3}
+    return lambda **changes: tiny_config(**(more | changes))

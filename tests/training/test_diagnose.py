@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,19 +37,8 @@ def items(story_file: Path) -> list[Item]:
 
 
 @pytest.fixture(scope="module")
-def model(tiny_llm: Path, items: list[Item]) -> LatentModel:
-    config = Config(
-        encoder_llm=str(tiny_llm),
-        llms=(str(tiny_llm),),
-        latent_len=8,
-        d_z=16,
-        encoder_layers=1,
-        lookup_top=4,
-        mlp_hidden=128,
-        task_tokens=2,
-        precision="fp32",
-        device="cpu",
-    )
+def model(tiny_config: Callable[..., Config], items: list[Item]) -> LatentModel:
+    config = tiny_config(mlp_hidden=128)
     model = build_model(config, torch.device("cpu"))
     start(model, [i.context for i in items])
     return model.eval()

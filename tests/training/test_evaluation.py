@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -48,20 +49,9 @@ def items(story_file: Path) -> list[Item]:
 
 
 @pytest.fixture(scope="module")
-def model(tiny_llm: Path, items: list[Item]) -> LatentModel:
+def model(tiny_config: Callable[..., Config], items: list[Item]) -> LatentModel:
     """The closed-form start on the tiny LLM."""
-    config = Config(
-        encoder_llm=str(tiny_llm),
-        llms=(str(tiny_llm),),
-        latent_len=8,
-        d_z=16,
-        encoder_layers=1,
-        lookup_top=4,
-        mlp_hidden=32,
-        task_tokens=2,
-        precision="fp32",
-        device="cpu",
-    )
+    config = tiny_config()
     model = build_model(config, torch.device("cpu"))
     start(model, [i.context for i in items])
     return model.eval()
@@ -248,21 +238,10 @@ def test_every_row_of_both_protocols_is_measured(model: LatentModel, items: list
         assert any("gap closed" in line for line in remarks(of))
 
 
-def test_a_quantised_checkpoint_is_measured_through_its_codes(tiny_llm: Path, items: list[Item]) -> None:
-    config = Config(
-        encoder_llm=str(tiny_llm),
-        llms=(str(tiny_llm),),
-        latent_len=8,
-        d_z=16,
-        encoder_layers=1,
-        lookup_top=4,
-        mlp_hidden=32,
-        task_tokens=2,
-        precision="fp32",
-        device="cpu",
-        fsq_profile=1,
-        fsq_hidden=8,
-    )
+def test_a_quantised_checkpoint_is_measured_through_its_codes(
+    tiny_config: Callable[..., Config], items: list[Item]
+) -> None:
+    config = tiny_config(fsq_profile=1, fsq_hidden=8)
     model = build_model(config, torch.device("cpu")).eval()
     start(model, [i.context for i in items])
     llm, quantiser = model.llms[0], model.quantiser

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -22,29 +23,8 @@ TEXT = "The bridge at Tolmin was built by Anton Kovac in 1887. It is made of sto
 
 
 @pytest.fixture(scope="module")
-def checkpoint(tiny_llm: Path, story_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    config = Config(
-        encoder_llm=str(tiny_llm),
-        llms=(str(tiny_llm),),
-        data=(str(story_file),),
-        eval_data=(str(story_file),),
-        latent_len=8,
-        d_z=16,
-        encoder_layers=1,
-        lookup_top=4,
-        mlp_hidden=32,
-        task_tokens=2,
-        batch=4,
-        micro_batch=4,
-        format_steps=1,
-        steps=3,
-        eval_questions=4,
-        precision="fp32",
-        device="cpu",
-        lr_new=1e-2,
-        fsq_profile=2,
-        fsq_hidden=8,
-    )
+def checkpoint(tiny_config: Callable[..., Config], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    config = tiny_config(steps=3, lr_new=1e-2, fsq_profile=2, fsq_hidden=8)
     folder = tmp_path_factory.mktemp("fsq")
     Trainer(config, folder / "run").train()
     return publish(folder / "run" / "last", folder / "c", {})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -27,27 +28,8 @@ SEED = (0, 1, 2)
 
 
 @pytest.fixture
-def make(tiny_llm: Path, story_file: Path) -> Callable[..., Config]:
-    base = Config(
-        encoder_llm=str(tiny_llm),
-        llms=(str(tiny_llm),),
-        data=(str(story_file),),
-        eval_data=(str(story_file),),
-        latent_len=8,
-        d_z=16,
-        encoder_layers=1,
-        lookup_top=4,
-        mlp_hidden=16,
-        task_tokens=2,
-        batch=4,
-        micro_batch=2,
-        format_steps=1,
-        steps=4,
-        eval_questions=4,
-        precision="fp32",
-        device="cpu",
-    )
-    return lambda **changes: replace(base, **changes)
+def make(tiny_config: Callable[..., Config]) -> Callable[..., Config]:
+    return partial(tiny_config, mlp_hidden=16, micro_batch=2)
 
 
 @pytest.mark.parametrize(

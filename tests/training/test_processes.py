@@ -7,6 +7,7 @@ import random
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,31 +26,9 @@ TRAIN = ["-m", "latentwire.cli", "train"]
 
 
 @pytest.fixture
-def config(tiny_llm: Path, story_file: Path, prose_file: Path) -> Config:
+def config(make: Callable[..., Config]) -> Config:
     """A run of a few seconds."""
-    return Config(
-        encoder_llm=str(tiny_llm),
-        llms=(str(tiny_llm),),
-        data=(str(story_file),),
-        eval_data=(str(story_file),),
-        prose=(str(prose_file),),
-        latent_len=8,
-        d_z=16,
-        encoder_layers=1,
-        lookup_top=4,
-        mlp_hidden=32,
-        task_tokens=2,
-        batch=8,
-        micro_batch=2,
-        format_steps=2,
-        steps=40,
-        save_every=3,
-        eval_every=20,
-        eval_questions=4,
-        precision="fp32",
-        device="cpu",
-        threads=1,
-    )
+    return make(micro_batch=2, steps=40, save_every=3, eval_every=20, threads=1)
 
 
 def _command(tmp_path: Path, config: Config, out: str, *more: str) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -31,28 +32,9 @@ TEXTS = [
 
 
 @pytest.fixture(scope="module")
-def run(tiny_llm: Path, story_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def run(tiny_config: Callable[..., Config], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A short run whose context path is no longer zero."""
-    config = Config(
-        encoder_llm=str(tiny_llm),
-        llms=(str(tiny_llm),),
-        data=(str(story_file),),
-        eval_data=(str(story_file),),
-        latent_len=8,
-        d_z=16,
-        encoder_layers=2,
-        lookup_top=4,
-        mlp_hidden=32,
-        task_tokens=2,
-        batch=4,
-        micro_batch=4,
-        format_steps=1,
-        steps=5,
-        eval_questions=4,
-        precision="bf16",
-        device="cpu",
-        lr_new=1e-2,
-    )
+    config = tiny_config(encoder_layers=2, steps=5, precision="bf16", lr_new=1e-2)
     out = tmp_path_factory.mktemp("run")
     Trainer(config, out).train()
     return out / "last"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,9 @@ ROWS = ("none", "first", "shuffled", "latents", "full")
 
 
 @pytest.fixture(scope="module")
-def two(tiny_llm: Path, story_file: Path, tmp_path_factory: pytest.TempPathFactory) -> LatentModel:
+def two(
+    tiny_config: Callable[..., Config], tiny_llm: Path, story_file: Path, tmp_path_factory: pytest.TempPathFactory
+) -> LatentModel:
     """Two LLMs that differ a little, one encoder, the closed-form start."""
     other = tmp_path_factory.mktemp("llm") / "other-llama"
     shutil.copytree(tiny_llm, other)
@@ -41,18 +43,7 @@ def two(tiny_llm: Path, story_file: Path, tmp_path_factory: pytest.TempPathFacto
         for parameter in twin.parameters():
             parameter.mul_(1 + 0.3 * torch.randn_like(parameter))
     twin.save_pretrained(other)
-    config = Config(
-        encoder_llm=str(tiny_llm),
-        llms=(str(tiny_llm), str(other)),
-        latent_len=8,
-        d_z=16,
-        encoder_layers=1,
-        lookup_top=4,
-        mlp_hidden=32,
-        task_tokens=2,
-        precision="fp32",
-        device="cpu",
-    )
+    config = tiny_config(llms=(str(tiny_llm), str(other)))
     model = build_model(config, torch.device("cpu"))
     start(model, [i.context for i in read_questions([str(story_file)])])
     return model.eval()

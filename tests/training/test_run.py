@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -31,34 +30,6 @@ from latentwire.training.tree import Branch, build
 
 CPU = torch.device("cpu")
 Make = Callable[..., Config]
-
-
-@pytest.fixture
-def make(tiny_llm: Path, story_file: Path, prose_file: Path) -> Make:
-    """A config for the tiny model."""
-    base = Config(
-        encoder_llm=str(tiny_llm),
-        llms=(str(tiny_llm),),
-        data=(str(story_file),),
-        eval_data=(str(story_file),),
-        prose=(str(prose_file),),
-        latent_len=8,
-        d_z=16,
-        encoder_layers=1,
-        lookup_top=4,
-        mlp_hidden=32,
-        task_tokens=2,
-        batch=8,
-        micro_batch=4,
-        format_steps=2,
-        steps=6,
-        save_every=2,
-        eval_every=3,
-        eval_questions=4,
-        precision="fp32",
-        device="cpu",
-    )
-    return lambda **changes: replace(base, **changes)
 
 
 def test_embeddings_in_place_of_ids_change_nothing(tiny_llm: Path) -> None:

@@ -36,34 +36,6 @@ CPU = torch.device("cpu")
 Make = Callable[..., Config]
 
 
-@pytest.fixture
-def make(tiny_llm: Path, story_file: Path, prose_file: Path) -> Make:
-    """A config for the tiny model."""
-    base = Config(
-        encoder_llm=str(tiny_llm),
-        llms=(str(tiny_llm),),
-        data=(str(story_file),),
-        eval_data=(str(story_file),),
-        prose=(str(prose_file),),
-        latent_len=8,
-        d_z=16,
-        encoder_layers=1,
-        lookup_top=4,
-        mlp_hidden=32,
-        task_tokens=2,
-        batch=8,
-        micro_batch=4,
-        format_steps=2,
-        steps=6,
-        save_every=2,
-        eval_every=3,
-        eval_questions=4,
-        precision="fp32",
-        device="cpu",
-    )
-    return lambda **changes: replace(base, **changes)
-
-
 def records(run: Path, event: str) -> list[dict[str, Any]]:
     """Records of one kind of the log."""
     found = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
