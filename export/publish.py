@@ -29,7 +29,7 @@ from .tables import Table
 from .weights import EMBEDDING
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import Tensor, nn
 
     from ..training.model import LatentModel
 
@@ -66,13 +66,7 @@ def publish(source: Path, out: Path, about: Mapping[str, Any], overwrite: bool =
     from ..training.checkpoint import config_of, write
 
     model, meta = open_checkpoint(source, "cpu")
-    # Rounded in place, so that what is traced and compared is what ships. Only what is stored: rotary frequencies
-    # and tables are made anew in fp32 by whoever opens the checkpoint.
-    with torch.no_grad():
-        for tensor in model.state_dict().values():
-            # Token ids are no weights: a half holds no number above 65,504.
-            if tensor.is_floating_point():
-                tensor.copy_(tensor.half())
+    round_weights(model)
     # The config of the run, not of this opening; names of data files, not where they lay on the machine that trained.
     config = config_of(meta, str(source))
     files: dict[str, Any] = {f: tuple(Path(p).name for p in getattr(config, f)) for f in DATA_OPTIONS}
@@ -85,6 +79,20 @@ def publish(source: Path, out: Path, about: Mapping[str, Any], overwrite: bool =
             for path in out.glob(pattern):
                 shutil.copyfile(path, folder / path.name)
     return out
+
+
+def round_weights(module: nn.Module) -> None:
+    """Round everything that is stored to fp16, in place, so that what is traced and compared is what ships.
+
+    Only what is stored: rotary frequencies and tables are made anew in fp32 by whoever opens the checkpoint. Token ids
+    are no weights: a half has gaps from 2,048 on.
+    """
+    import torch
+
+    with torch.no_grad():
+        for tensor in module.state_dict().values():
+            if tensor.is_floating_point():
+                tensor.copy_(tensor.half())
 
 
 def trace_and_compare(model: LatentModel, folder: Path) -> None:

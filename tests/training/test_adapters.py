@@ -17,7 +17,7 @@ from latentwire.core.prompt import join
 from latentwire.engines.opening import open_engine
 from latentwire.export import parts
 from latentwire.export.export import Request, export_bundle
-from latentwire.export.publish import publish
+from latentwire.export.publish import publish, round_weights
 from latentwire.models.store import resolve
 from latentwire.training import adapter as adapters
 from latentwire.training.adapter import LearnedAdapter, TableAdapter
@@ -157,6 +157,15 @@ def test_both_adapters_train_save_load_publish_and_export(
     np.testing.assert_allclose(engine.adapt(z.numpy()), expected[:, : 8 + 2], atol=2e-3)
 
 
+def test_token_ids_are_not_rounded_when_weights_are() -> None:
+    adapter = build_adapter(Config(lookup_size=3, mlp_hidden=4, d_z=4), 300_000, 4, foreign=True)
+    assert isinstance(adapter, TableAdapter)
+    adapter.set_keys(torch.tensor([2049, 100_001, 262_143]), torch.rand(3, 4))
+    round_weights(adapter)
+    assert adapter.entries[:, 0].tolist() == [2049, 100_001, 262_143]
+    assert torch.equal(adapter.table, adapter.table.half().float())
+
+
 def test_a_further_llm_joins_a_trained_encoder(make: Make, tiny_llm: Path, tmp_path: Path) -> None:
     """``init`` from a checkpoint without an adapter for it: keys come from the encoder as it was trained."""
     Trainer(make(llms=(str(tiny_llm),), lr_new=1e-2), tmp_path / "a").train()
@@ -210,6 +219,8 @@ def test_per_example_by_hand() -> None:
     text = torch.tensor([[1.0, 1.0]])
     calibration.fit(rows[0], text, text)
     out = calibration(rows, present)
+    # The first text has one latent of RMS sqrt((9 + 16) / 2); what stands in its empty slot counts for nothing.
+    torch.testing.assert_close(out[0, 0], rows[0, 0] / 12.5**0.5)
     torch.testing.assert_close(per_text_rms(out, present).flatten(), torch.ones(2))
     # Lengths inside a text keep their ratio: no row is forced to a length of its own.
     torch.testing.assert_close(out[1, 0], out[1, 1])

@@ -33,6 +33,7 @@ TEXTS = [
     "这座桥建于一九三二年，每年春天人们都在那里相聚。",
     "Ünïcödé 🚂🌉 and more 👩‍👩‍👧",
     "a",
+    "Ten bytes.",
 ]
 Make = Callable[..., Config]
 
@@ -204,6 +205,8 @@ def test_then_it_is_tuned_through_the_llm_and_resumes(make: Make, teacher: Path,
     for own, theirs in zip(whole.model.adapters.parameters(), taught.adapters.parameters(), strict=True):
         assert torch.equal(own, theirs)
     assert '"event": "format"' not in (tmp_path / "a" / "log.jsonl").read_text()
+    # Its layers are no copies: they learn at the rate of what is new.
+    assert {group["rate"] for group in whole.optimizer.param_groups} == {"lr_new", "lr_projection"}
     whole.train()
     Trainer(config, tmp_path / "b").train(until=1)
     again = Trainer(config, tmp_path / "b")
@@ -267,6 +270,6 @@ def test_any_text_travels_as_the_module_says(make: Make, tiny_llm: Path, tmp_pat
             used = min(8, -(-len(ids) // 4))
             assert found.shape == (used, 16)
             np.testing.assert_allclose(found, z[:used].numpy(), atol=3e-3)
-        assert len(pipe.generate(frames, ["What is told?"] * 4)) == 4
+        assert len(pipe.generate(frames, ["What is told?"] * len(TEXTS))) == len(TEXTS)
         with pytest.raises(RowError, match="LW-2006"):
             pipe.compress(["x" * 257])
