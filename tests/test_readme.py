@@ -16,7 +16,9 @@ from typer.testing import CliRunner
 from latentwire.cli import app
 from latentwire.engines.toy import write_toy_bundle
 
-DOCS = ("docs/bundle.md", "docs/errors.md", "docs/frame.md", "docs/tensorrt.md", "docs/training.md")
+DOCS = tuple(
+    f"docs/{name}.md" for name in ("bundle", "errors", "evaluation", "frame", "parity", "tensorrt", "training")
+)
 PAGES = ("README.md", "CONTRIBUTING.md", "reference/README.md", *DOCS)
 
 Block = tuple[str, str]
