@@ -28,12 +28,14 @@ class Stop:
 def deferred_signals() -> Iterator[Stop]:
     """Ctrl-C and SIGTERM wait until the block has ended; what handled them before gets them then.
 
-    Python runs signal handlers inside our callbacks, and TensorRT swallows what they raise.
+    Ignored ones (``nohup``, shells' background jobs) stay ignored. Python runs signal handlers inside our callbacks,
+    and TensorRT swallows what they raise.
     """
     stop, before = Stop(), {}
     try:
         for number in SIGNALS:
-            before[number] = signal.signal(number, lambda n, _: stop.came.append(n))
+            if signal.getsignal(number) is not signal.SIG_IGN:
+                before[number] = signal.signal(number, lambda n, _: stop.came.append(n))
     except ValueError:  # not the main thread: signals do not arrive here
         pass
     try:

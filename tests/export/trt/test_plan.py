@@ -132,6 +132,8 @@ def test_build_stops_at_ctrl_c(plain: Any, make_job: Any, monkeypatch: pytest.Mo
     from latentwire.export import plan
     from latentwire.export.plan_monitor import make_monitor
 
+    # A test run in the background inherits an ignored Ctrl-C.
+    inherited = signal.signal(signal.SIGINT, signal.default_int_handler)
     timer = threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGINT))
 
     def starts_timer(*given: Any) -> Any:
@@ -139,11 +141,26 @@ def test_build_stops_at_ctrl_c(plain: Any, make_job: Any, monkeypatch: pytest.Mo
         return make_monitor(*given)
 
     monkeypatch.setattr(plan, "make_monitor", starts_timer)
-    before = signal.getsignal(signal.SIGINT)
-    with pytest.raises(KeyboardInterrupt):
-        build_plan(make_job(plain("gemma3"), gpus=("sm_89", "sm_120", "sm_86", "sm_80")))
-    assert signal.getsignal(signal.SIGINT) is before
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            build_plan(make_job(plain("gemma3"), gpus=("sm_89", "sm_120", "sm_86", "sm_80")))
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    finally:
+        signal.signal(signal.SIGINT, inherited)
     assert timer.finished.is_set()
+
+
+def test_an_ignored_ctrl_c_stays_ignored() -> None:
+    from latentwire.export.plan_monitor import deferred_signals
+
+    inherited = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with deferred_signals() as stop:
+            signal.raise_signal(signal.SIGINT)
+        assert stop.came == []
+        assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGINT, inherited)
 
 
 def test_out_of_memory_is_ours(rtx: Any, plain: Any, make_job: Any, monkeypatch: pytest.MonkeyPatch) -> None:
