@@ -68,15 +68,6 @@ class Report:
         return {"verify": self.verify, **source, "gates": [f.to_json() for f in self.findings]}
 
 
-def gate(bundle: Bundle, llm: ModelFolder, choice: Reference, *, threads: int | None = None) -> dict[str, Any]:
-    """All gates on every backend; returns what was measured, for the manifest.
-
-    Raises:
-        ParityError: 4010, naming the first tensor that departs.
-    """
-    return verify(bundle, llm, choice, "full", threads=threads).to_json()
-
-
 def verify(
     bundle: Bundle,
     llm: ModelFolder,
