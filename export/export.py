@@ -19,7 +19,7 @@ from ..engines.specs import bundle_specs, quantiser_specs
 from ..models.folder import ModelFolder
 from ..models.store import resolve
 from .checkpoint import Adapter, Checkpoint, read_checkpoint
-from .cost import measured
+from .cost import asked, measured
 from .families import DecoderConfig
 from .parity import Report, Verify, verify
 from .parts import write_adapter, write_encoder, write_llm
@@ -72,6 +72,8 @@ def export_bundle(request: Request) -> Bundle:
     checkpoint, llm = read_checkpoint(request.checkpoint), resolve(request.llm)
     adapter = checkpoint.adapter_for(llm)
     yardstick = find_reference(request.reference, llm, checkpoint.path) if request.verify == "full" else None
+    quantised = target.precision.matmul != "plain"
+    questions = asked(request.measure) if quantised else []
     scales = calibrated(llm) if target.precision.matmul == "fp8" else None
     with atomic_folder(request.out, overwrite=request.overwrite) as folder:
         config = write_llm(llm, folder, target, scales)
@@ -85,8 +87,7 @@ def export_bundle(request: Request) -> Bundle:
             write_adapter(checkpoint, adapter, write_llm(llm, scratch), scratch)
             return seal(checkpoint, adapter, llm_info(llm, config), PLAIN, scratch)
 
-        quantised = target.precision.matmul != "plain"
-        cost = measured(bundle, request.measure, write_plain, threads=request.threads) if quantised else {}
+        cost = measured(bundle, questions, write_plain, threads=request.threads)
         compiled = rewrite(bundle, add_plans(bundle, target), report, cost)
         plans = plan_findings(compiled, llm, yardstick, request.verify, request.threads)
         if plans:

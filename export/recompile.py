@@ -16,7 +16,7 @@ from ..core.console import message
 from ..core.errors import InputError, ModelError
 from ..core.files import atomic_folder, atomic_write_json
 from ..engines.bundle import MANIFEST, Bundle, Manifest, describe_files, read_bundle
-from ..engines.specs import bundle_specs
+from ..engines.specs import decoder_spec
 from ..models.folder import ModelFolder
 from ..models.store import resolve
 from .capacity import fix_capacity
@@ -106,7 +106,7 @@ def copy(source: Bundle, target: Target, folder: Path) -> Bundle:
     manifest: Manifest = replace(
         m,
         files=describe_files(folder),
-        graphs=bundle_specs(m.llm, m.encoder.d_z, m.llm.dtype, target.capacity or "C"),
+        graphs={**m.graphs, "decoder": decoder_spec(m.llm, m.llm.dtype, target.capacity or "C")},
         capacity=target.capacity,
         plans={},
     )

@@ -13,7 +13,7 @@ import numpy as np
 import onnx
 import pytest
 
-from latentwire.core.errors import BundleError, EnvironmentFault, LatentWireError, ModelError
+from latentwire.core.errors import BundleError, EnvironmentFault, InputError, LatentWireError, ModelError
 from latentwire.engines.bundle import Bundle, read_bundle
 from latentwire.engines.opening import open_engine
 from latentwire.export import checkpoint as checkpoint_module
@@ -21,6 +21,7 @@ from latentwire.export import reference
 from latentwire.export.checkpoint import read_checkpoint
 from latentwire.export.export import Request, export_bundle
 from latentwire.export.findings import ParityError
+from latentwire.export.target import Wishes, choose
 from latentwire.models.folder import ModelFolder
 
 KIND = "llama-tied"
@@ -261,3 +262,41 @@ def test_missing_package_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> Non
     with pytest.raises(EnvironmentFault) as caught:
         cli.require_onnx()
     assert (caught.value.code, caught.value.fix) == (5011, "pip install 'latentwire[export]'")
+
+
+def test_bad_questions_are_refused_before_any_work(request_for: Request, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("latentwire.export.export.write_llm", lambda *given: pytest.fail("work began"))
+    target = choose(Wishes(precision="int8"))
+    refused(replace(request_for, target=target, measure="nowhere.jsonl"), InputError, 2104)
+    assert not request_for.out.exists()
+
+
+def test_a_cost_is_measured_without_an_embedding_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An encoder of bytes has none; what there is of the shared files is beside the float32 form."""
+    from latentwire.engines.toy import write_toy_bundle
+    from latentwire.export import cost
+
+    bundle = write_toy_bundle(tmp_path / "toy")
+    found: list[str] = []
+
+    def write_plain(folder: Path) -> Bundle:
+        found.extend(p.name for p in folder.iterdir())
+        return bundle
+
+    monkeypatch.setattr(cost, "measure_loss", lambda *given, **named: {"seen": True})
+    assert cost.measured(bundle, cost.asked("demo"), write_plain) == {"precision": {"seen": True}}
+    assert found == ["encoder_tokenizer.json"]
+    assert cost.measured(bundle, cost.asked("none"), write_plain) == {}
+
+
+def test_compiling_again_keeps_every_other_graph(bundle: Bundle, tmp_path: Path) -> None:
+    """Optional parts, such as the wire's quantiser, stay what they are; the decoder gets its capacity."""
+    from latentwire.export.recompile import copy
+
+    graphs = {**bundle.manifest.graphs, "quantise": bundle.manifest.graphs["adapter"]}
+    (tmp_path / "out").mkdir()
+    source = Bundle(bundle.path, replace(bundle.manifest, graphs=graphs))
+    target = choose(Wishes("tensorrt-rtx", capacity=64))
+    made = copy(source, target, tmp_path / "out").manifest.graphs
+    assert {k: v for k, v in made.items() if k != "decoder"} == {k: v for k, v in graphs.items() if k != "decoder"}
+    assert made["decoder"].inputs[-1].dims[2] == 64
