@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -37,28 +37,8 @@ Make = Callable[..., Config]
 
 
 @pytest.fixture
-def make(tiny_llm: Path, tiny_gemma: Path, story_file: Path) -> Make:
-    base = Config(
-        encoder_llm=str(tiny_llm),
-        llms=(str(tiny_llm), str(tiny_gemma)),
-        data=(str(story_file),),
-        eval_data=(str(story_file),),
-        latent_len=8,
-        d_z=16,
-        encoder_layers=1,
-        lookup_top=4,
-        lookup_size=200,
-        mlp_hidden=16,
-        task_tokens=2,
-        batch=4,
-        micro_batch=4,
-        format_steps=1,
-        steps=2,
-        eval_questions=4,
-        precision="fp32",
-        device="cpu",
-    )
-    return lambda **changes: replace(base, **changes)
+def make(tiny_config: Make, tiny_llm: Path, tiny_gemma: Path) -> Make:
+    return partial(tiny_config, llms=(str(tiny_llm), str(tiny_gemma)), lookup_size=200, mlp_hidden=16, steps=2)
 
 
 def started(config: Config) -> LatentModel:

@@ -39,26 +39,8 @@ Make = Callable[..., Config]
 
 
 @pytest.fixture(scope="module")
-def base(tiny_llm: Path, story_file: Path) -> Config:
-    return Config(
-        encoder_llm=str(tiny_llm),
-        llms=(str(tiny_llm),),
-        data=(str(story_file),),
-        eval_data=(str(story_file),),
-        latent_len=8,
-        d_z=16,
-        encoder_layers=1,
-        lookup_top=4,
-        mlp_hidden=16,
-        task_tokens=2,
-        batch=8,
-        micro_batch=4,
-        format_steps=2,
-        steps=4,
-        eval_questions=4,
-        precision="fp32",
-        device="cpu",
-    )
+def base(tiny_config: Make) -> Config:
+    return tiny_config(mlp_hidden=16, batch=8, format_steps=2)
 
 
 @pytest.fixture(scope="module")
