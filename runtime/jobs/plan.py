@@ -6,13 +6,14 @@ In: file names. Out: a plan, or the reason why the whole job cannot run. Reads e
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Final
 
 from ...core.errors import InputError, LatentWireError
-from ...core.files import sha256_file
+from ...core.files import atomic_write_json, sha256_file
 from .reader import expand, read_rows
 from .records import Fields, Record
 from .streams import unreadable
@@ -70,6 +71,17 @@ class Plan:
         if len(rows) != shard.rows:
             raise _changed(file, f"expected {shard.rows} rows from {shard.start + 1}, got {len(rows)}")
         return rows
+
+    def save(self, path: Path) -> None:
+        """Write the plan where workers find it."""
+        atomic_write_json(path, asdict(self))
+
+    @classmethod
+    def load(cls, path: Path) -> Plan:
+        """The plan that ``save`` wrote; raises OSError, ValueError, KeyError, TypeError for anything else."""
+        found = json.loads(path.read_bytes())
+        files = tuple(InputFile(**f) for f in found["files"])
+        return cls(files, tuple(Shard(**s) for s in found["shards"]), Fields(**found["fields"]))
 
     def _check(self, file: InputFile) -> None:
         size, mtime_ns = _stat(file.name)

@@ -1,23 +1,24 @@
-"""A whole job: plan, shards in order, manifest. The local, single-process backend."""
+"""A whole job: plan, shards by a backend, manifest."""
 
 from __future__ import annotations
 
-import hashlib
+import secrets
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final
 
 from ...core.console import track
 from ..compress import latent_count
-from ..options import CompressOptions
+from ..options import CompressOptions, Machine
 from ..pipeline import Pipeline
 from .commit import JobFolder
+from .fingerprint import describe_job
+from .inprocess import InProcess
 from .plan import SHARD_ROWS, Plan, make_plan
 from .records import Fields
-from .shard import Job, canonical, run_shard
-from .table import FORMAT, VERSION, TableInfo
+from .table import TableInfo
+from .task import Backend, Done, JobSpec
 
 _SUMS: Final = (
     "rows",
@@ -49,15 +50,50 @@ def run_job(
     """
     encoder = pipe.bundle.manifest.encoder
     info = TableInfo(encoder.fingerprint, encoder.d_z, latent_count(pipe.engine, options), options.codec)
-    facts = _facts(plan, options, info, pipe)
+    facts = describe_job(plan, options, info, pipe)
     folder = JobFolder(out)
     folder.create(facts, overwrite=overwrite)
-    job = Job(folder, plan, options, info)
+    attempt = secrets.token_hex(4)
+    plan_path = folder.path.absolute() / "_tmp" / attempt / "plan.json"
+    plan.save(plan_path)
+    spec = JobSpec(
+        str(folder.path.absolute()),
+        attempt,
+        str(plan_path),
+        str(pipe.bundle.path.absolute()),
+        Machine(),
+        options,
+        info,
+        facts["fingerprint"],
+    )
+    backend = InProcess(lambda spec: pipe)
     with track("compress", plan.rows, "rows") as bar:
-        commits = [run_shard(job, shard, pipe, bar.advance) for shard in plan.shards]
+        shown: Counter[int] = Counter()
+
+        def on_rows(shard: int, done: int) -> None:
+            bar.advance(done - shown[shard])
+            shown[shard] = done
+
+        commits = list(drive(backend, spec, range(len(plan.shards)), on_rows))
+    commits.sort(key=lambda c: int(c["shard"]))
     manifest = {**facts, "shards": commits, "totals": totals(commits)}
     folder.finish(manifest)
     return manifest
+
+
+def drive(
+    backend: Backend, spec: JobSpec, pending: Iterable[int], on_rows: Callable[[int, int], None]
+) -> Iterator[dict[str, Any]]:
+    """Have shards run until all are committed; yields the facts of each commit. The first failure ends it.
+
+    Raises:
+        LatentWireError: of the first shard that failed.
+    """
+    for event in backend.run(spec, pending, on_rows):
+        if isinstance(event, Done):
+            yield event.facts
+        else:
+            raise event.error
 
 
 def totals(commits: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -66,19 +102,3 @@ def totals(commits: Sequence[dict[str, Any]]) -> dict[str, Any]:
     for commit in commits:
         by_code.update(commit["errors_by_code"])
     return {name: sum(c[name] for c in commits) for name in _SUMS} | {"errors_by_code": dict(sorted(by_code.items()))}
-
-
-def _facts(plan: Plan, options: CompressOptions, info: TableInfo, pipe: Pipeline) -> dict[str, Any]:
-    """What the job is; its fingerprint covers everything that may change a byte of the output."""
-    tokenizer = pipe.bundle.manifest.files["encoder_tokenizer.json"].sha256
-    facts: dict[str, Any] = {
-        "format": FORMAT,
-        "version": VERSION,
-        "table": {k: v for k, v in asdict(info).items() if k != "rows"},
-        "tokenizer": tokenizer,
-        "options": {k: v for k, v in asdict(options).items() if k != "latents"},
-        "inputs": [{"name": f.name, "bytes": f.size, "sha256": f.sha256, "rows": f.rows} for f in plan.files],
-        "fields": asdict(plan.fields),
-        "shard_rows": [s.rows for s in plan.shards],
-    }
-    return {**facts, "engine": pipe.engine.name, "fingerprint": hashlib.sha256(canonical(facts)).hexdigest()}

@@ -1,75 +1,68 @@
-"""One shard: read its rows, compress them, build the table's rows. Depends on nothing but the shard."""
+"""Rows of one shard: what is compressed, what the table says about it, what is counted. Knows nothing of folders."""
 
 from __future__ import annotations
 
-import json
 from collections import Counter
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Protocol
 
-from ...core.errors import InputError, LatentWireError, RowError
+from ...core.errors import EnvironmentFault, InputError, LatentWireError, RowError
 from .. import wire
 from ..compress import Compressed
 from ..options import CompressOptions
-from ..pipeline import Pipeline
-from .commit import JobFolder
 from .plan import Plan, Shard
 from .records import Record
-from .table import TableInfo, payload_of, read_table, write_table
-
-GROUP: Final = 128
-"""Rows compressed together; sorted by length among themselves."""
+from .table import payload_of, read_table
 
 
-@dataclass(frozen=True)
-class Job:
-    """All that ``run_shard`` needs."""
+class Encoder(Protocol):
+    """The one method of a Pipeline that shards need."""
 
-    folder: JobFolder
-    plan: Plan
-    options: CompressOptions
-    info: TableInfo
+    def compress_rows(
+        self, texts: Sequence[str], options: CompressOptions, names: Sequence[str]
+    ) -> list[Compressed | LatentWireError]:
+        """One result or error a text, in order."""
 
 
-def run_shard(job: Job, shard: Shard, pipe: Pipeline, done: Callable[[int], None]) -> dict[str, Any]:
-    """Do one shard and commit it. Returns the facts of its commit.
+def compress_rows(
+    records: Sequence[Record],
+    encoder: Encoder,
+    options: CompressOptions,
+    group: int,
+    *,
+    poison: Collection[int] = (),
+    first: int = 0,
+) -> Iterator[tuple[dict[str, Any], dict[str, Any] | None]]:
+    """Records to rows of the table, each with its copy for the errors file where it has an error.
 
     Args:
-        job: where and how.
-        shard: which rows.
-        pipe: an open pipeline with its encoder.
-        done: hears how many rows are finished.
-
-    Raises:
-        InputError: 2105 and what reading raises.
-        EnvironmentFault: 5004, 5005.
+        records: rows of the shard.
+        encoder: open.
+        options: how.
+        group: records compressed together.
+        poison: positions in ``records`` that get error 5003 unseen.
+        first: number of the first record in the job.
     """
-    records = job.plan.read(shard)
-    rows: list[dict[str, Any]] = []
-    failed: list[dict[str, Any]] = []
-    for at in range(0, len(records), GROUP):
-        group = records[at : at + GROUP]
-        for record, result in zip(group, _compress(group, pipe, job.options), strict=True):
-            rows.append(_table_row(record, result, shard.first + len(rows)))
-            if isinstance(result, LatentWireError):
-                failed.append(_error_row(record, result))
-        done(len(group))
-    size, digest = job.folder.put(
-        shard.number, lambda path: write_table(path, rows, job.info), lambda path: _verify(path, len(rows))
-    )
-    job.folder.put_errors(shard.number, failed)
-    facts = {"shard": shard.number, "bytes": size, "sha256": digest, **_input(job.plan, shard), **_count(rows)}
-    job.folder.commit(shard.number, facts)
-    return facts
+    for at in range(0, len(records), group):
+        some = [_poisoned(r) if at + i in poison else r for i, r in enumerate(records[at : at + group])]
+        for i, (record, result) in enumerate(zip(some, _compress(some, encoder, options), strict=True)):
+            error = _error_row(record, result) if isinstance(result, LatentWireError) else None
+            yield _table_row(record, result, first + at + i), error
+
+
+def _poisoned(record: Record) -> Record:
+    what = "the process died each time it met this row"
+    error = EnvironmentFault(5003, what, where=record.where, fix="look at the row; split it, or leave it out")
+    return replace(record, text=None, error=error)
 
 
 def _compress(
-    records: Sequence[Record], pipe: Pipeline, options: CompressOptions
+    records: Sequence[Record], encoder: Encoder, options: CompressOptions
 ) -> list[Compressed | LatentWireError]:
     sound = [r for r in records if r.text is not None]
-    made = iter(pipe.compress_rows([r.text or "" for r in sound], options, [r.where for r in sound]))
+    made = iter(encoder.compress_rows([r.text or "" for r in sound], options, [r.where for r in sound]))
     missing = RowError(2004, "text is missing")
     return [next(made) if r.text is not None else r.error or missing for r in records]
 
@@ -115,18 +108,25 @@ def _error_row(record: Record, error: LatentWireError) -> dict[str, Any]:
     return {"custom_id": record.custom_id, "error_code": error.label, "error_message": printable(error)} | text | raw
 
 
-def _verify(path: Path, rows: int) -> None:
+def verify_table(path: Path, rows: int) -> None:
+    """Read a table that was just written, every checksum and row of it.
+
+    Raises:
+        InputError: 2102 it does not hold what was written.
+    """
     found = sum(1 for _ in read_table(path))
     if found != rows:
         raise InputError(2102, "table was not written whole", where=str(path), expected=f"expected {rows}, got {found}")
 
 
-def _input(plan: Plan, shard: Shard) -> dict[str, Any]:
+def describe_input(plan: Plan, shard: Shard) -> dict[str, Any]:
+    """Which rows of which file."""
     file = plan.files[shard.file]
     return {"file": file.name, "input_sha256": file.sha256, "start": shard.start, "rows": shard.rows}
 
 
-def _count(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+def count_rows(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Sums over the rows of a table."""
     sound = [r for r in rows if r["status"] == "ok"]
     return {
         "errors": len(rows) - len(sound),
@@ -145,8 +145,3 @@ def _wire_bytes(row: dict[str, Any]) -> int:
     """Bytes of the row's frames: 24 each, and for chunks 8 of extension instead of 4 of length."""
     extra = 24 if row["n_chunks"] == 1 else row["n_chunks"] * (24 + 8 - 4)
     return len(row["payload"]) + extra
-
-
-def canonical(facts: object) -> bytes:
-    """JSON bytes that do not depend on the order of keys, for fingerprints."""
-    return json.dumps(facts, sort_keys=True, separators=(",", ":")).encode()
