@@ -216,6 +216,8 @@ class Config:
         for stage in self.stage:
             for choice in stage.latent_choices:
                 parse(choice)
+            if strangers := sorted(set(stage.llms) - set(self.llms)):
+                raise _bad(f"llms of stage {stage.name}", "some of " + ", ".join(self.llms), strangers)
         learns = "latent" in (self.bundle, *(stage.bundle for stage in self.stage))
         if learns and (self.encoder_type != "bytes" or not self.teacher):
             raise _bad("bundle", "encoder_type bytes and a teacher where latents are learned", "latent")

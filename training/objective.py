@@ -16,6 +16,7 @@ from .lesson import byte_spans
 from .llm import LMWrapper
 from .loss import AnswerWeights, cross_entropy, distillation, distillation_top, latent_losses, top_logits, weighted_mean
 from .model import LatentModel
+from .stages import Stage
 from .tree import KINDS, QUESTIONS, Tree
 
 Terms = dict[str, Tensor]
@@ -29,15 +30,23 @@ class Objective:
     Args:
         config: gives K, temperatures and token weights.
         terms: weight by term, see ``bundles.py``.
+        llms: numbers of the LLMs that are asked, in the config's order.
     """
 
     config: Config
     terms: Mapping[str, float]
+    llms: tuple[int, ...]
 
     @classmethod
     def named(cls, config: Config, bundle: str) -> Objective:
         """The objective of a bundle's name."""
-        return cls(config, weights(bundle, config.kd_weight))
+        return cls(config, weights(bundle, config.kd_weight), tuple(range(len(config.llms))))
+
+    @classmethod
+    def of(cls, config: Config, stage: Stage) -> Objective:
+        """The objective of a stage."""
+        asked = tuple(config.llms.index(name) for name in stage.llms or config.llms)
+        return cls(config, weights(stage.bundle or config.bundle, config.kd_weight), asked)
 
     @property
     def needs_teacher(self) -> bool:
@@ -60,14 +69,16 @@ class Objective:
             total = sum((self.terms[name] * value for name, value in own.items() if name in self.terms), total)
             logged |= {name: value.detach() for name, value in own.items()}
         z = model.quantised(z, batch.rounded)
-        for number, (llm, tree) in enumerate(zip(model.llms if batch.trees else [], batch.trees, strict=True)):
+        # Where latents alone are learned there are no trees.
+        for number in self.llms if batch.trees else ():
+            llm, tree = model.llms[number], batch.trees[number]
             rows = model.adapter(llm)(z)
             found = self._terms(model, llm, tree, rows, teachers[number] if self.needs_teacher else None)
             # Of texts too short to ask anything about there is no term, and no gradient.
             nothing = torch.zeros((), device=z.device) if found else 0.0 * rows.sum()
             loss = sum((self.terms[n] * v for n, v in found.items()), nothing)
             logged.update({f"{llm.name}/{name}": value.detach() for name, value in found.items()})
-            total = total + loss / len(model.llms)
+            total = total + loss / len(self.llms)
         return total, logged
 
     def _terms(self, model: LatentModel, llm: LMWrapper, tree: Tree, rows: Tensor, teacher: Tree | None) -> Terms:

@@ -50,6 +50,8 @@ def group_of(name: str) -> str:
     """Which of ``stages.GROUPS`` a parameter of the model belongs to, by its name."""
     if name.endswith("task.weight"):
         return "task"
+    if name.startswith("encoder.quantiser."):
+        return "quantiser"
     first = name.split(".", 1)[0]
     return first if first in ("encoder", "adapters") else "features"
 
@@ -70,6 +72,8 @@ def format_optimizer(rows: Iterable[nn.Parameter], config: Config) -> torch.opti
 
 def _rate(name: str, copied: bool) -> str:
     """The config option that gives a parameter's peak rate; ``copied``: the encoder's layers are an LLM's."""
+    if group_of(name) == "features":
+        return "lr_new"
     if name.endswith(PROJECTIONS):
         return "lr_projection"
     old = copied and (".layers." in name or name.endswith("encoder.norm.weight"))

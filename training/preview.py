@@ -91,7 +91,7 @@ def _cost(config: Config, model: LatentModel, maker: Maker, device: torch.device
         _compute(config, model, works[0])
         seconds = _compute(config, model, works[1])
         total += (span.end - span.start) * per_step * (seconds + (made if device.type == "cpu" else 0.0))
-        share = flops(works[1]) / seconds / peak
+        share = flops(works[1], Objective.of(config, span.stage).llms) / seconds / peak
         rate = config.micro_batch / seconds
         rows.append(
             [span.stage.name, round(1000 * made, 1), round(1000 * seconds, 1), round(rate, 1), round(100 * share, 1)]
@@ -110,7 +110,7 @@ def _cost(config: Config, model: LatentModel, maker: Maker, device: torch.device
 
 def _compute(config: Config, model: LatentModel, work: Work) -> float:
     span = at(config.spans(), work.number // (config.batch // config.micro_batch))
-    objective = Objective.named(config, span.stage.bundle or config.bundle)
+    objective = Objective.of(config, span.stage)
     began = time.perf_counter()
     loss, _ = objective(model, work.batch, work.teachers)
     loss.backward()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -53,13 +54,14 @@ class Flops:
         self.encoder, self.stride = _Costs.of(trained, own), model.config.stride
         self.llms = [_Costs.of(llm.model.model.layers, llm.model.config) for llm in model.llms]
 
-    def __call__(self, work: Work) -> int:
-        """Operations of one micro-batch, forward and backward."""
+    def __call__(self, work: Work, llms: Sequence[int]) -> int:
+        """Operations of one micro-batch, forward and backward, for the LLMs of these numbers."""
         rows, length = work.batch.input_ids.shape
         slots = rows * work.batch.slots.shape[0]
         total = 3 * self.encoder(rows, -(-length // self.stride))
         # Where latents alone are learned there are no trees.
-        for number, (llm, cost) in enumerate(zip(self.model.llms, self.llms, strict=True) if work.batch.trees else ()):
+        for number in llms if work.batch.trees else ():
+            llm, cost = self.model.llms[number], self.llms[number]
             total += 2 * _tree(work.batch.trees[number], cost, llm) + self._adapter(llm, slots)
             if work.teachers:
                 total += _tree(work.teachers[number], cost, llm)
@@ -95,12 +97,12 @@ class Meter:
         self.samples = self.tokens = self.operations = 0
         self.began = time.perf_counter()
 
-    def add(self, work: Work) -> None:
-        """One micro-batch of this process is done."""
-        trees = (*work.batch.trees, *work.teachers)
+    def add(self, work: Work, llms: Sequence[int]) -> None:
+        """One micro-batch of this process is done, for the LLMs of these numbers."""
+        trees = [each[number] for each in (work.batch.trees, work.teachers) if each for number in llms]
         self.samples += work.batch.input_ids.shape[0]
         self.tokens += work.tokens + sum(tree.ids.numel() for tree in trees)
-        self.operations += self.flops(work)
+        self.operations += self.flops(work, llms)
 
     def take(self, processes: int = 1) -> dict[str, float]:
         """``samples_s`` contexts and ``tokens_s`` positions of encoder and LLMs a second over all processes,
@@ -120,8 +122,15 @@ class Meter:
 
 
 def measure_peak(device: torch.device, precision: str) -> float:
-    """Operations a second of a square matrix product in the run's precision: best of five."""
-    dtype = torch.bfloat16 if precision == "bf16" and device.type == "cuda" else torch.float32
+    """Operations a second of a square matrix product, best of five, in whichever dtype of the run is faster.
+
+    A bf16 run computes most of its products in bf16, which many CPUs do at twice the rate of fp32 and others emulate.
+    """
+    dtypes = (torch.bfloat16, torch.float32) if precision == "bf16" else (torch.float32,)
+    return max(_product_rate(device, dtype) for dtype in dtypes)
+
+
+def _product_rate(device: torch.device, dtype: torch.dtype) -> float:
     size = 8192 if device.type == "cuda" else 1024
     a = torch.ones(size, size, dtype=dtype, device=device)
     best = float("inf")

@@ -14,8 +14,9 @@ from typing import Final
 from ..core.errors import ModelError
 from .bundles import BUNDLES
 
-GROUPS: Final = ("encoder", "adapters", "task", "features")
-"""What a stage can train: the encoder, the adapters without their task rows, the task rows, features beside them."""
+GROUPS: Final = ("encoder", "quantiser", "adapters", "task", "features")
+"""What a stage can train: the encoder, its quantiser, the adapters without their task rows, the task rows, features
+beside them."""
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,7 @@ class Stage:
             empty: to ``max_tokens``. Contexts of questions are never cut shorter: the answer might be lost.
         latent_choices: M of each micro-batch is one of these; empty: the config's.
         train: which of ``GROUPS`` move.
+        llms: losses of these LLMs only; empty: of all. The adapters of the others stand still.
         lr: factor on every learning rate.
         lr_new, lr_copied, lr_projection: further factors on the rates of that name.
     """
@@ -45,7 +47,8 @@ class Stage:
     continue_share: float = -1.0
     crops: tuple[int, ...] = ()
     latent_choices: tuple[int | str, ...] = ()
-    train: tuple[str, ...] = ("encoder", "adapters", "features")
+    train: tuple[str, ...] = ("encoder", "quantiser", "adapters", "features")
+    llms: tuple[str, ...] = ()
     lr: float = 1.0
     lr_new: float = 1.0
     lr_copied: float = 1.0

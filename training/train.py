@@ -236,13 +236,13 @@ class Trainer:
         set_trained(self.model, span.stage)
         set_rate(self.optimizer, schedule(self.step, config), span.stage)
         self.optimizer.zero_grad(set_to_none=True)
-        objective = Objective.named(config, span.stage.bundle or config.bundle)
+        objective = Objective.of(config, span.stage)
         done: list[Done] = []
         for _ in range(self.micro // self.peers.size):
             work = next(works)
             loss, terms = objective(self.model, work.batch, work.teachers)
             (loss / self.micro).backward()
-            self.meter.add(work)
+            self.meter.add(work, objective.llms)
             done.append(Done(work.number, work.origin, {"loss": loss.detach(), **terms}))
         trained = [p for group in self.optimizer.param_groups for p in group["params"]]
         self.peers.sum_gradients(trained)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -29,6 +30,7 @@ from latentwire.training.evaluation.untrained import untrained
 from latentwire.training.llm import LMWrapper
 from latentwire.training.model import LatentModel, build_adapter
 from latentwire.training.pooling import unit
+from latentwire.training.stages import Stage
 from latentwire.training.train import Trainer
 from latentwire.training.vocabulary import choose_tokens, embed_text, token_latents, token_texts
 
@@ -288,3 +290,25 @@ def test_no_calibration_adds_nothing(make: Make) -> None:
         make(calibration="rms")
     with pytest.raises(ModelError, match=r"LW-3210 .*anchor_text"):
         make(anchor_text=" ")
+
+
+def test_a_stage_may_train_one_part_for_one_llm(make: Make, tiny_gemma: Path, tmp_path: Path) -> None:
+    """What a new LLM's adapter, or a quantiser, is added by: everything else keeps its bits."""
+    stages = [
+        {"name": "gemma", "steps": 1, "train": ["adapters"], "llms": [str(tiny_gemma)]},
+        {"name": "wire", "steps": 1, "train": ["quantiser"]},
+    ]
+    trainer = Trainer(make(stage=tuple(Stage(**s) for s in stages), fsq_profile=1, fsq_share=1.0), tmp_path)  # type: ignore[arg-type]
+
+    def moved(until: int) -> set[str]:
+        before = {n: p.detach().clone() for n, p in trainer.model.named_parameters()}
+        trainer.train(until)
+        names = {n for n, p in trainer.model.named_parameters() if not torch.equal(p, before[n])}
+        return {".".join(n.split(".")[:2]) for n in names}
+
+    llama, gemma = (f"adapters.{name}" for name in trainer.model.adapters)
+    assert moved(1) == {gemma}
+    assert moved(2) == {"encoder.quantiser"}
+    steps = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    told = [{n.split("/")[-2] for n in s if "/" in n} for s in steps if s["event"] == "step"]
+    assert told == [{gemma.split(".")[1]}, {llama.split(".")[1], gemma.split(".")[1]}]

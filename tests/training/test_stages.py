@@ -62,6 +62,7 @@ def test_crops_grow_inside_a_stage() -> None:
         [{"name": "a", "share": 1.0, "lr": -1}],
         [{"name": "a", "share": 1.0, "prose_share": 2}],
         [{"name": "a", "share": 1.0, "continue_share": 0.5}],
+        [{"name": "a", "share": 1.0, "llms": ["gpt-2"]}],
         [{"name": "a", "share": 1.0, "latent_choices": ["2/3"]}],
         [{"name": "a", "share": 1.0, "unknown": 1}],
         [{"name": "a", "share": 1.0, "steps": 5}],

@@ -18,6 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from latentwire.core.errors import LatentError, ModelError
 from latentwire.core.locks import exclusive
+from latentwire.training import speed
 from latentwire.training.batch import Limits, make_batch
 from latentwire.training.checkpoint import read_meta
 from latentwire.training.config import TASKS, Config, from_mapping, load
@@ -274,11 +275,13 @@ def test_counted_operations_are_those_that_run(make: Make, tmp_path: Path) -> No
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counted:
         Objective.named(trainer.config, "default")(model, plain.batch)[0].backward()
     teacher, llm = work.teachers[0], model.llms[0]
-    rows = model.task_rows(llm, 4).detach()
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as read, torch.no_grad():
-        llm.logits(model.states(llm, teacher, rows).flatten(0, 1)[teacher.scored])
+        llm.logits(model.states(llm, teacher, model.task_rows(llm, 4)).flatten(0, 1)[teacher.scored])
     # Left out: span pooling and the encoder's projections.
-    ratios = (count(plain) / counted.get_total_flops(), (count(work) - count(plain)) / read.get_total_flops())
+    ratios = (
+        count(plain, (0,)) / counted.get_total_flops(),
+        (count(work, (0,)) - count(plain, (0,))) / read.get_total_flops(),
+    )
     print(f"counted from shapes / counted by torch: step {ratios[0]:.3f}, teacher {ratios[1]:.3f}")
     assert 0.8 < ratios[0] < 1.1
     assert 0.95 < ratios[1] < 1.05
@@ -302,10 +305,19 @@ def test_speed_is_logged_with_every_step(make: Make, tmp_path: Path) -> None:
     (step,) = records(tmp_path, "step")
     assert step["speed"]["samples_s"] == pytest.approx(8 / step["s"], rel=0.5)
     assert 0 < step["speed"]["peak_share"] < 1
-    meter = Meter(lambda work: 10**12, peak=1e13)  # type: ignore[arg-type]
-    meter.add(trainer.maker(0))
+    meter = Meter(lambda work, llms: 10**12, peak=1e13)  # type: ignore[arg-type]
+    meter.add(trainer.maker(0), (0,))
     meter.began -= 2.0
     assert meter.take(processes=4)["peak_share"] == pytest.approx(0.05, rel=0.05)
+
+
+def test_peak_is_of_the_faster_dtype_of_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    rates = {torch.float32: 1e12, torch.bfloat16: 2e12}
+    monkeypatch.setattr(speed, "_product_rate", lambda device, dtype: rates[dtype])
+    cpu = torch.device("cpu")
+    assert (speed.measure_peak(cpu, "fp32"), speed.measure_peak(cpu, "bf16")) == (1e12, 2e12)
+    rates[torch.float32] = 3e12  # a CPU that emulates bf16
+    assert speed.measure_peak(cpu, "bf16") == 3e12
 
 
 def test_micro_batches_must_divide_among_processes(make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
