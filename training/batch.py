@@ -46,6 +46,7 @@ class Limits:
     ``choices``: one of them is drawn as M of the whole micro-batch (see ``latents.py``); empty: always ``latents``.
     ``stride``: ids of the encoder to one of its states; ``max_tokens`` counts ids, ``crop`` states.
     ``rounding``: share of texts whose latents pass the quantiser.
+    ``front``: learned rows before the latents; they come behind the rows of ``tasks`` tasks.
     """
 
     latents: int
@@ -58,6 +59,8 @@ class Limits:
     choices: tuple[Choice, ...] = ()
     stride: int = 1
     rounding: float = 0.0
+    front: int = 0
+    tasks: int = len(TASKS)
 
     @property
     def window(self) -> int:
@@ -115,6 +118,12 @@ def task_range(task: str, capacity: int, task_tokens: int) -> range:
     """Adapter rows of one task, behind ``capacity`` latents."""
     start = capacity + TASKS.index(task) * task_tokens
     return range(start, start + task_tokens)
+
+
+def front_range(capacity: int, limits: Limits) -> range:
+    """Rows that stand before the latents, behind those of all tasks."""
+    start = capacity + limits.tasks * limits.task_tokens
+    return range(start, start + limits.front)
 
 
 def answer_branch(llm: Reader, question: Question, answer: str, rows: range, task: str = "answer") -> Branch:
@@ -206,8 +215,8 @@ def _tree(
     for seen, own_draw, count in zip(views, drawn, sizes.counts, strict=True):
         item = seen.item
         own = llm.encode(item.context)[: limits.window]
-        context = own if text else range(count)
-        prefixes.append(join([llm.special.bos, context]))
+        context = [own] if text else [front_range(sizes.capacity, limits), range(count)]
+        prefixes.append(join([llm.special.bos, *context]))
         answer, repeat, go_on = (task_range(task, sizes.capacity, limits.task_tokens) for task in TASKS)
         task = "answer" if item.questions else "cloze"
         ahead = tuple(llm.encode(seen.rest)[: own_draw.ahead]) if seen.rest else ()

@@ -14,6 +14,7 @@ from .batch import pad
 from .checkpoint import config_of, load_into, read_meta
 from .config import Config
 from .encoder import EncoderFromEmbedLayer
+from .features.registry import build
 from .fsq import fit_quantiser, start_quantiser
 from .llm import LMWrapper
 from .model import LatentModel, build_adapter, build_encoder, key
@@ -49,7 +50,9 @@ def build_model(config: Config, device: torch.device) -> LatentModel:
         adapters[key(llm.name)] = adapter
     if isinstance(encoder, EncoderFromEmbedLayer):
         set_embedding(encoder, source.embedding.cpu())
-    return LatentModel(config, encoder, adapters, llms, source).to(device)
+    # Last, so that random starts of the others are the same with and without them.
+    features: dict[str, torch.nn.Module] = {key(llm.name): torch.nn.ModuleDict(build(config, llm)) for llm in llms}
+    return LatentModel(config, encoder, adapters, llms, source, features).to(device)
 
 
 def start(model: LatentModel, texts: list[str]) -> None:
@@ -170,4 +173,6 @@ def parameters(model: LatentModel) -> dict[str, int]:
     count = {"encoder": sum(p.numel() for p in model.encoder.parameters())}
     for llm in model.llms:
         count[f"adapter/{llm.name}"] = sum(p.numel() for p in model.adapter(llm).parameters())
+        for kind, feature in model.features_of(llm).items():
+            count[f"{kind}/{llm.name}"] = sum(p.numel() for p in feature.parameters())
     return count

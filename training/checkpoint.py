@@ -3,6 +3,7 @@
 DIR/meta.json                   what it is, the whole config, where training stood, measured quality
 DIR/encoder.safetensors         fp32 while training, fp16 when published
 DIR/adapter-LLM.safetensors     one per LLM
+DIR/feature-KIND-LLM.safetensors  one per feature of an LLM
 DIR/state.safetensors           optimiser moments (training only)
 """
 
@@ -19,8 +20,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from ..core.errors import BundleError, ModelError
-from ..core.files import atomic_folder, atomic_write_json
+from ..core.files import atomic_folder, atomic_write_json, sha256_file
 from .config import Config, from_mapping
+from .features.base import Feature
 from .llm import LMWrapper
 from .model import LatentModel
 
@@ -37,6 +39,11 @@ def encoder_file() -> str:
 def adapter_file(llm: str) -> str:
     """File name of one adapter's weights."""
     return f"adapter-{llm.split('/')[-1]}.safetensors"
+
+
+def feature_file(kind: str, llm: str) -> str:
+    """File name of the weights of one feature."""
+    return f"feature-{kind}-{llm.split('/')[-1]}.safetensors"
 
 
 def fingerprint(tensors: dict[str, Tensor], facts: dict[str, Any]) -> str:
@@ -89,6 +96,7 @@ def write(folder: Path, model: LatentModel, dtype: torch.dtype, **extra: Any) ->
         "dtype": str(dtype).removeprefix("torch."),
         "encoder": {**facts, "fingerprint": fingerprint(encoder, facts)},
         "adapters": {},
+        "features": {},
         "config": config.to_json(),
         **extra,
     }
@@ -103,6 +111,12 @@ def write(folder: Path, model: LatentModel, dtype: torch.dtype, **extra: Any) ->
         }
         meta["adapters"][llm.name] = {**about, "fingerprint": fingerprint(tensors, about)}
         save_file(tensors, folder / adapter_file(llm.name))
+        for kind, feature in model.features_of(llm).items():
+            own = module_tensors(feature, dtype)
+            path = folder / feature_file(kind, llm.name)
+            save_file(own, path)
+            of_llm = meta["features"].setdefault(llm.name, {})
+            of_llm[kind] = {"tensors": len(own), "sha256": sha256_file(path), "exports": feature.exports}
     if state:
         save_file(state, folder / "state.safetensors")
     for path in folder.glob("*.safetensors"):
@@ -144,7 +158,9 @@ def read_meta(folder: Path) -> dict[str, Any]:
             where=str(path),
             expected=f"expected at most {VERSION}, got {meta.get('version')}",
         )
-    for name in ("config", "encoder", "adapters"):
+    # Checkpoints of before there were features have none.
+    meta.setdefault("features", {})
+    for name in ("config", "encoder", "adapters", "features"):
         if not isinstance(meta.get(name), dict):
             raise ModelError(3220, "checkpoint metadata is incomplete", where=str(path), expected=f"expected {name}")
     return meta
@@ -217,6 +233,40 @@ def adapter_facts(meta: dict[str, Any], llm: LMWrapper, folder: Path) -> dict[st
     return about
 
 
+def load_feature(feature: Feature, meta: dict[str, Any], llm: LMWrapper, folder: Path) -> None:
+    """Set the weights of one feature of an LLM.
+
+    Raises:
+        ModelError: 3224 the checkpoint has none, or not those that it was saved with; 3223 another shape.
+    """
+    path = folder / feature_file(feature.kind, llm.name)
+    about = meta["features"].get(llm.name, {}).get(feature.kind)
+    if about is None or not path.is_file():
+        raise ModelError(
+            3224,
+            f"feature {feature.kind} of {llm.name} has no weights",
+            where=str(folder),
+            expected=f"expected {path.name}" + ("" if about else ", named in meta.json"),
+            fix="take a checkpoint that has them; without them it would be another model",
+        )
+    found = sha256_file(path)
+    if found != about["sha256"]:
+        raise ModelError(
+            3224,
+            f"weights of feature {feature.kind} of {llm.name} are damaged, or of another checkpoint",
+            where=str(path),
+            expected=f"expected SHA-256 {about['sha256'][:12]}, got {found[:12]}",
+        )
+    if len(load_tensors(path)) != about["tensors"]:
+        raise ModelError(
+            3224,
+            f"feature {feature.kind} of {llm.name} has another number of tensors than its checkpoint says",
+            where=str(path),
+            expected=f"expected {about['tensors']}, got {len(load_tensors(path))}",
+        )
+    load_module(feature, path)
+
+
 def encoder_fits(meta: dict[str, Any], source: LMWrapper, folder: Path) -> None:
     """Check that the encoder was made of this LLM.
 
@@ -238,8 +288,8 @@ def load_into(folder: Path, model: LatentModel) -> dict[str, Any]:
     """Load all weights of a checkpoint into a model of the same config; returns the metadata.
 
     Raises:
-        ModelError: 3102 if an adapter was trained for another LLM; 3101 if the encoder reads another tokenizer; and all
-            of the above.
+        ModelError: 3102 if an adapter was trained for another LLM; 3101 if the encoder reads another tokenizer; 3224
+            for features; and all of the above.
     """
     meta = read_meta(folder)
     encoder_fits(meta, model.source, folder)
@@ -247,4 +297,6 @@ def load_into(folder: Path, model: LatentModel) -> dict[str, Any]:
     for llm in model.llms:
         adapter_facts(meta, llm, folder)
         load_module(model.adapter(llm), folder / adapter_file(llm.name))
+        for feature in model.features_of(llm).values():
+            load_feature(feature, meta, llm, folder)
     return meta

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import tomllib
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields, is_dataclass
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from pathlib import Path
 from types import UnionType
 from typing import Any, get_args, get_origin, get_type_hints
@@ -16,6 +16,7 @@ from typing import Any, get_args, get_origin, get_type_hints
 from ..core.errors import ModelError
 from .bundles import BUNDLES
 from .calibration import KINDS as CALIBRATIONS
+from .features.options import PrefixTuningOptions, check
 from .fsq import PROFILES
 from .latents import parse
 from .lesson import STRIDE
@@ -76,6 +77,7 @@ class Config:
         fsq_fit: steps that fit it to latents alone, before anything else.
         fsq_share: share of samples that pass it at the first step, the others stay raw.
         fsq_ramp: share of ``steps`` over which that grows to all of them.
+        features: optional parts of the model, some of ``features.options.KINDS``; each has a table of its name here.
         data: question files (JSONL or JSONL.gz).
         eval_data: held-out question files, for measurements while training.
         prose: passage files (Parquet with a ``text`` column).
@@ -144,6 +146,8 @@ class Config:
     fsq_fit: int = 400
     fsq_share: float = 0.5
     fsq_ramp: float = 1 / 3
+    features: tuple[str, ...] = ()
+    prefix_tuning: PrefixTuningOptions = field(default_factory=PrefixTuningOptions)
 
     data: tuple[str, ...] = ()
     eval_data: tuple[str, ...] = ()
@@ -208,6 +212,7 @@ class Config:
             raise _bad("anchor_text", "a text", self.anchor_text)
         if self.fsq_profile not in (0, *PROFILES):
             raise _bad("fsq_profile", f"0 or one of {', '.join(map(str, PROFILES))}", self.fsq_profile)
+        check(self.features)
         for choice in self.latent_choices:
             parse(choice)
         continued = max([self.continue_share, *(stage.continue_share for stage in self.stage)])
@@ -234,6 +239,11 @@ class Config:
     def window(self) -> int:
         """The encoder's window in states: about as many tokens."""
         return self.max_tokens // self.stride
+
+    @property
+    def front_rows(self) -> int:
+        """Adapter rows that stand before the latents in every prompt."""
+        return self.prefix_tuning.rows if "prefix_tuning" in self.features else 0
 
     def spans(self) -> tuple[Span, ...]:
         """The stages with their steps."""
@@ -307,7 +317,7 @@ def _coerce(name: str, value: Any, hint: Any) -> Any:
 
 
 def load(path: Path, overrides: Sequence[str] = ()) -> Config:
-    """Read a TOML file and apply ``key=value`` overrides (TOML values; bare words are strings).
+    """Read a TOML file and apply ``key=value`` or ``table.key=value`` overrides (TOML values; bare words are strings).
 
     Raises:
         ModelError: 3210 for anything that is not a valid option; 3204 if the file is missing.
@@ -320,8 +330,17 @@ def load(path: Path, overrides: Sequence[str] = ()) -> Config:
         raise ModelError(3210, "config is not TOML", where=str(path), expected=str(e)) from e
     for item in overrides:
         key, _, text = item.partition("=")
-        values[key.strip()] = _parse(text)
+        _put(values, key.strip().split("."), _parse(text))
     return from_mapping(values, str(path))
+
+
+def _put(values: dict[str, Any], path: Sequence[str], value: Any) -> None:
+    """Set ``table.name`` of nested tables; what is no table is replaced, and refused by ``_coerce`` if it must not."""
+    for name in path[:-1]:
+        if not isinstance(values.get(name), dict):
+            values[name] = {}
+        values = values[name]
+    values[path[-1]] = value
 
 
 def _parse(text: str) -> Any:

@@ -160,24 +160,26 @@ def _measure(
     found = prefixes(model, llm, items, kind)
     tree = ask(llm, found, kind, protocol, model.config.task_tokens)
     cache = KeyValues() if max_new_tokens else None
-    scored = model.score(llm, tree, found.rows, cache)
+    scored = model.score(llm, tree, found.given, cache)
     guess = scored.logits[scored.rank == 0].argmax(-1)
     texts = []
     if cache is not None:
-        texts = continue_greedily(llm, tree, found.rows, cache, guess, max_new_tokens)
+        texts = continue_greedily(llm, tree, found.given, cache, guess, max_new_tokens)
     answers = iter(_answers(scored, texts))
     out: list[list[_One]] = [[] for _ in items]
     for context in found.contexts:
         for _ in context.questions:
             nll, first, top5, token, text = next(answers)
-            out[context.item].append(_One(nll, first, len(context.segment), top5, token, context.sizes, text))
+            out[context.item].append(
+                _One(nll, first, len(found.given.front) + len(context.segment), top5, token, context.sizes, text)
+            )
     return out
 
 
 def ask(llm: LMWrapper, found: Prefixes, kind: Kind, protocol: Protocol, task_tokens: int) -> Tree:
     """The prompts of one batch with their gold answers, a row for each context, a branch for each question."""
     opening = protocol.opening(llm)
-    starts = [join([llm.special.bos, opening, context.segment]) for context in found.contexts]
+    starts = [join([llm.special.bos, opening, found.given.front, context.segment]) for context in found.contexts]
     branches = [
         [protocol.branch(llm, q, kind, found.capacity, task_tokens) for q in context.questions]
         for context in found.contexts

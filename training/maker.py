@@ -110,7 +110,7 @@ class Maker:
         span = self.span(number)
         limits = self._limits(span, span.crop(number // self._per_step))
         if self.config.fsq_profile:
-            limits = replace(limits, rounding=self._rounding(number // self._per_step))
+            limits = replace(limits, rounding=self._rounding(span, number // self._per_step))
         stream, indices = self._chosen(number)
         items = [self.items[stream][i] for i in indices]
         seed = (self.config.seed, 1, number)
@@ -165,9 +165,13 @@ class Maker:
             crop=crop,
             choices=span.stage.latent_choices or config.latent_choices,
             stride=config.stride,
+            front=config.front_rows,
+            tasks=len(config.tasks),
         )
 
-    def _rounding(self, step: int) -> float:
+    def _rounding(self, span: Span, step: int) -> float:
+        if span.stage.fsq_share >= 0:
+            return span.stage.fsq_share
         return rounding_share(step, self.config.steps, self.config.fsq_share, self.config.fsq_ramp)
 
     def _chosen(self, number: int) -> tuple[int, list[int]]:

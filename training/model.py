@@ -15,7 +15,9 @@ from .calibration import Calibration
 from .config import Config
 from .encoder import EncoderFromEmbedLayer
 from .encoder_bytes import ByteLevelEncoder
+from .features.base import Feature
 from .fsq import Quantiser
+from .injection import Injection
 from .lesson import byte_ids
 from .llm import KeyValues, LMWrapper, read_config
 from .tree import Tree
@@ -81,7 +83,7 @@ def build_adapter(config: Config, vocab: int, width: int, foreign: bool = False)
 
 
 class LatentModel(nn.Module):
-    """One encoder, and an adapter for each frozen LLM.
+    """One encoder, and for each frozen LLM an adapter and its features.
 
     The LLMs are held outside ``state_dict``: they are frozen, large, and belong to somebody else. ``source`` is the
     one whose tokenizer and embeddings the encoder (or a byte encoder's teacher) uses; it need not be among those that
@@ -95,11 +97,13 @@ class LatentModel(nn.Module):
         adapters: dict[str, nn.Module],
         llms: list[LMWrapper],
         source: LMWrapper,
+        features: dict[str, nn.Module] | None = None,
     ) -> None:
         super().__init__()
         self.config = config
         self.encoder = encoder
         self.adapters = nn.ModuleDict(adapters)
+        self.features = nn.ModuleDict(features or {})
         self._llms = llms
         self._source = [source]  # in a list: a module assigned here would become part of this one
         self._teacher: list[EncoderFromEmbedLayer] = []
@@ -132,6 +136,12 @@ class LatentModel(nn.Module):
         """The adapter of one LLM (module names must not hold dots)."""
         return self.adapters[key(llm.name)]
 
+    def features_of(self, llm: LMWrapper) -> dict[str, Feature]:
+        """The features of one LLM by kind, in the order in which they act."""
+        name = key(llm.name)
+        own = self.features[name].items() if name in self.features else ()  # type: ignore[operator]
+        return {kind: feature for kind, feature in own if isinstance(feature, Feature)}
+
     def encode(
         self, input_ids: Tensor, lengths: Tensor, latents: int | None = None, counts: Tensor | None = None
     ) -> Tensor:
@@ -156,21 +166,30 @@ class LatentModel(nn.Module):
         out: Tensor = self.quantiser(z, z.new_ones(len(z), dtype=torch.bool) if rounded is None else rounded)
         return out
 
-    def task_rows(self, llm: LMWrapper, batch: int) -> Tensor:
-        """The adapter's task rows alone, f32 [B,K,H]: what stands in a prompt without latents."""
-        rows: Tensor = self.adapter(llm).task(batch)  # type: ignore[operator]
-        return rows
+    def read(self, llm: LMWrapper, z: Tensor) -> Injection:
+        """What one LLM reads of latents f32 [B,M,d_z]: adapter rows [latents, task rows, front], features."""
+        rows: Tensor = self.adapter(llm)(z)
+        features = tuple(self.features_of(llm).values())
+        behind = rows.shape[1]
+        for feature in features:
+            rows = feature.rows(rows, z)
+        return Injection(rows, z, features, range(behind, rows.shape[1]))
 
-    def score(self, llm: LMWrapper, tree: Tree, rows: Tensor, cache: KeyValues | None = None) -> Scored:
+    def task_rows(self, llm: LMWrapper, batch: int) -> Injection:
+        """The adapter's task rows alone, f32 [B,K,H]: what stands in a prompt without latents."""
+        return Injection(self.adapter(llm).task(batch))  # type: ignore[operator]
+
+    def score(self, llm: LMWrapper, tree: Tree, given: Injection, cache: KeyValues | None = None) -> Scored:
         """Run the frozen LLM over a tree and keep the scored positions only; ``cache`` lets a generation go on."""
-        hidden = self.states(llm, tree, rows, cache).flatten(0, 1)[tree.scored]
+        hidden = self.states(llm, tree, given, cache).flatten(0, 1)[tree.scored]
         labels, rank = (t.flatten()[tree.scored] for t in (tree.labels, tree.rank))
         return Scored(llm.logits(hidden), labels, rank, tree.scored // tree.ids.shape[1])
 
-    def states(self, llm: LMWrapper, tree: Tree, rows: Tensor, cache: KeyValues | None = None) -> Tensor:
-        """Last hidden states of the frozen LLM over a tree, f[B,S,H]; ``rows`` f32 [B,R,H]."""
-        embeds = llm.splice(tree.ids, tree.row_index, rows)
-        return llm.hidden(embeds, tree.mask(), tree.positions, cache)
+    def states(self, llm: LMWrapper, tree: Tree, given: Injection, cache: KeyValues | None = None) -> Tensor:
+        """Last hidden states of the frozen LLM over a tree, f[B,S,H]."""
+        embeds = llm.splice(tree.ids, tree.row_index, given.rows)
+        with given.active():
+            return llm.hidden(embeds, tree.mask(), tree.positions, cache)
 
 
 def key(llm: str) -> str:

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from .batch import Batch
 from .bundles import needs_teacher, weights
 from .config import Config
+from .injection import Injection
 from .lesson import byte_spans
 from .llm import LMWrapper
 from .loss import AnswerWeights, cross_entropy, distillation, distillation_top, latent_losses, top_logits, weighted_mean
@@ -72,17 +73,17 @@ class Objective:
         # Where latents alone are learned there are no trees.
         for number in self.llms if batch.trees else ():
             llm, tree = model.llms[number], batch.trees[number]
-            rows = model.adapter(llm)(z)
-            found = self._terms(model, llm, tree, rows, teachers[number] if self.needs_teacher else None)
+            given = model.read(llm, z)
+            found = self._terms(model, llm, tree, given, teachers[number] if self.needs_teacher else None)
             # Of texts too short to ask anything about there is no term, and no gradient.
-            nothing = torch.zeros((), device=z.device) if found else 0.0 * rows.sum()
+            nothing = torch.zeros((), device=z.device) if found else 0.0 * given.rows.sum()
             loss = sum((self.terms[n] * v for n, v in found.items()), nothing)
             logged.update({f"{llm.name}/{name}": value.detach() for name, value in found.items()})
             total = total + loss / len(self.llms)
         return total, logged
 
-    def _terms(self, model: LatentModel, llm: LMWrapper, tree: Tree, rows: Tensor, teacher: Tree | None) -> Terms:
-        states = model.states(llm, tree, rows).flatten(0, 1)
+    def _terms(self, model: LatentModel, llm: LMWrapper, tree: Tree, given: Injection, teacher: Tree | None) -> Terms:
+        states = model.states(llm, tree, given).flatten(0, 1)
         logits = llm.logits(states[tree.scored])
         found = answer_terms(self.config, self.terms, logits, tree)
         if teacher is None:

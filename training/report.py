@@ -151,7 +151,14 @@ def _of_rows(found: dict[str, Any], meta: dict[str, Any], items: Sequence[Item])
     asked = [[i.context, [[q.text, *q.answers] for q in i.questions]] for i in items]
     digest = hashlib.sha256(json.dumps(asked).encode()).hexdigest()
     weights = {name: about["fingerprint"] for name, about in meta["adapters"].items()}
-    return {"checkpoint": found["checkpoint"], "adapters": weights, "items": digest, "protocol": found["protocol"]}
+    features = {name: {kind: own["sha256"] for kind, own in of.items()} for name, of in meta["features"].items()}
+    return {
+        "checkpoint": found["checkpoint"],
+        "adapters": weights,
+        "items": digest,
+        "protocol": found["protocol"],
+        **({"features": features} if features else {}),
+    }
 
 
 def warn_of_cuts(model: LatentModel, items: Sequence[Item]) -> None:

@@ -127,10 +127,13 @@ def fingerprints(config: Config) -> dict[str, list[str]]:
 
 
 def to_toml(config: Config) -> str:
-    """Every option with its value; stages as tables."""
+    """Every option with its value; features and stages as tables."""
     plain = config.to_json()
     stages = plain.pop("stage")
+    tables = {name: plain.pop(name) for name, value in config.to_json().items() if isinstance(value, dict)}
     lines = [f"{name} = {_value(value)}" for name, value in plain.items()]
+    for name, table in tables.items():
+        lines += ["", f"[{name}]", *(f"{key} = {_value(value)}" for key, value in table.items())]
     for stage in stages:
         lines += ["", "[[stage]]", *(f"{name} = {_value(value)}" for name, value in stage.items())]
     return "\n".join(lines) + "\n"

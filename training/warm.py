@@ -11,15 +11,24 @@ from torch import Tensor, nn
 
 from ..core.errors import ModelError
 from .building import begin_adapter, begin_quantiser
-from .checkpoint import adapter_facts, adapter_file, config_of, encoder_file, encoder_fits, load_tensors, read_meta
+from .checkpoint import (
+    adapter_facts,
+    adapter_file,
+    config_of,
+    encoder_file,
+    encoder_fits,
+    load_feature,
+    load_tensors,
+    read_meta,
+)
 from .model import LatentModel
 
 
 def start_from(model: LatentModel, folder: Path, texts: Sequence[str]) -> tuple[str, ...]:
     """Replace the closed-form start by a checkpoint's weights, trained or published; returns the tasks it knows.
 
-    Parts that the checkpoint has not keep their own start: task rows of later tasks, the quantiser, adapters of further
-    LLMs, whose keys are made with the checkpoint's encoder.
+    Parts that the checkpoint has not keep their own start: task rows of later tasks, the quantiser, features,
+    adapters of further LLMs, whose keys are made with the checkpoint's encoder.
 
     Args:
         model: after ``building.start``.
@@ -42,7 +51,7 @@ def start_from(model: LatentModel, folder: Path, texts: Sequence[str]) -> tuple[
 
 def put_adapters(model: LatentModel, meta: dict[str, Any], folder: Path, texts: Sequence[str]) -> tuple[str, ...]:
     """The checkpoint's adapters, and a closed-form start for LLMs that it has none for; returns the tasks it knows."""
-    tasks = config_of(meta, str(folder)).tasks
+    config = config_of(meta, str(folder))
     for llm in model.llms:
         if llm.name not in meta["adapters"]:
             begin_adapter(model, llm, list(texts))
@@ -56,8 +65,11 @@ def put_adapters(model: LatentModel, meta: dict[str, Any], folder: Path, texts: 
             known = tensors.get("task.weight", own[:0]).float()
             tensors["task.weight"] = torch.cat([known, own[rows:].detach().cpu().float()])
         _put(model.adapter(llm), tensors, path, ())
+        for kind, feature in model.features_of(llm).items():
+            if kind in config.features:
+                load_feature(feature, meta, llm, folder)
     # A new adapter knows none.
-    return tasks if all(llm.name in meta["adapters"] for llm in model.llms) else ()
+    return config.tasks if all(llm.name in meta["adapters"] for llm in model.llms) else ()
 
 
 def _put(module: nn.Module, tensors: dict[str, Tensor], path: Path, optional: tuple[str, ...]) -> None:

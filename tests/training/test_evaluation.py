@@ -76,9 +76,9 @@ def test_answers_from_the_cache_are_those_of_the_library(
     with torch.no_grad():
         tree = ask(llm, found, parse(kind), protocol, 2)
         cache = KeyValues()
-        scored = model.score(llm, tree, found.rows, cache)
+        scored = model.score(llm, tree, found.given, cache)
         first = scored.logits[scored.rank == 0].argmax(-1)
-        ours = continue_greedily(llm, tree, found.rows, cache, first, 12)
+        ours = continue_greedily(llm, tree, found.given, cache, first, 12)
     embeds = []
     for b, context in enumerate(found.contexts):
         begin = join([llm.special.bos, protocol.opening(llm), context.segment])
@@ -88,7 +88,7 @@ def test_answers_from_the_cache_are_those_of_the_library(
                 torch.from_numpy(np.concatenate([getattr(begin, n), getattr(rest, n)]))[None]
                 for n in ("ids", "row_index")
             )
-            embeds.append(llm.splice(ids, index, found.rows[b : b + 1])[0])
+            embeds.append(llm.splice(ids, index, found.given.rows[b : b + 1])[0])
     theirs = [text_of(llm, ids).split("\n")[0].strip() for ids in llm.generate(embeds, 12)]
     assert ours == theirs
     assert len(set(ours)) > 1
@@ -161,9 +161,9 @@ def test_bm25_by_hand() -> None:
 def test_pooled_rows_are_means_of_embeddings(model: LatentModel, llm: LMWrapper) -> None:
     found = prefixes(model, llm, [Item(TEXT, ()), Item("A mill.", ())], parse("mean4"))
     ids = llm.encode(TEXT)
-    torch.testing.assert_close(found.rows[0, 1], llm.embedding[ids[4:8]].mean(0))
+    torch.testing.assert_close(found.given.rows[0, 1], llm.embedding[ids[4:8]].mean(0))
     assert len(found.contexts[0].segment) == -(-len(ids) // 4) == found.capacity
-    torch.testing.assert_close(found.rows[1, found.capacity :], model.task_rows(llm, 1)[0])
+    torch.testing.assert_close(found.given.rows[1, found.capacity :], model.task_rows(llm, 1).rows[0])
 
 
 def test_a_share_gives_each_text_its_own_number_of_latents(model: LatentModel, llm: LMWrapper) -> None:
@@ -177,7 +177,7 @@ def test_a_share_gives_each_text_its_own_number_of_latents(model: LatentModel, l
         assert not z[b, count:].any()
     found = prefixes(model, llm, [Item(TEXT, ()), Item("A mill.", ())], parse("latents@1/4"))
     assert [len(c.segment) for c in found.contexts] == [-(-len(texts[0]) // 4), -(-len(texts[1]) // 4)]
-    assert found.capacity + 4 == found.rows.shape[1]  # two tasks of two rows
+    assert found.capacity + 4 == found.given.rows.shape[1]  # two tasks of two rows
 
 
 def test_bytes_are_those_of_real_frames(model: LatentModel, llm: LMWrapper) -> None:
@@ -250,7 +250,7 @@ def test_a_quantised_checkpoint_is_measured_through_its_codes(
     ids, lengths = pad([llm.encode(i.context) for i in items])
     with torch.no_grad():
         arrived = quantiser.latents(quantiser.codes(model.encode(ids, lengths)))
-        torch.testing.assert_close(found.rows, model.adapter(llm)(arrived))
+        torch.testing.assert_close(found.given.rows, model.adapter(llm)(arrived))
     kinds = all_rows(Protocol(), config)
     of = next(iter(quality(model, items[:4], max_new_tokens=2, kinds=kinds).values()))
     assert of["rows"]["latents_fsq"]["bytes"]["frame fsq/1"] == 24 + 8 * 4

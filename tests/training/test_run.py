@@ -21,6 +21,7 @@ from latentwire.training.curves import draw
 from latentwire.training.data import Item, Question, read_questions
 from latentwire.training.evaluate import measure, pick
 from latentwire.training.evaluation.table import table
+from latentwire.training.injection import Injection
 from latentwire.training.llm import LMWrapper
 from latentwire.training.pooling import span_weights
 from latentwire.training.quality import quality
@@ -48,7 +49,7 @@ def test_a_branch_scores_as_if_it_were_alone(make: Make) -> None:
     llm = model.llms[0]
     prefix = join([[0], [30, 31, 32]])
     branches = [Branch(join([[40, 41]]), (50, 51, 1), "answer"), Branch(join([[42]]), (60, 1), "answer")]
-    none = torch.zeros(1, 1, llm.width)
+    none = Injection(torch.zeros(1, 1, llm.width))
     together = model.score(llm, build([prefix], [branches]), none).logits
     alone = [model.score(llm, build([prefix], [[branch]]), none).logits for branch in branches]
     torch.testing.assert_close(together, torch.cat(alone), atol=1e-5, rtol=1e-5)

@@ -52,7 +52,8 @@ def overfit(model: LatentModel, llm: LMWrapper, items: Sequence[Item], steps: in
     own = [Item(item.context, item.questions[:1]) for item in items]
     kind, protocol = parse("latents"), Protocol()
     with _put_back(model), torch.enable_grad():
-        trained = [p for p in (*model.encoder.parameters(), *model.adapter(llm).parameters()) if p.requires_grad]
+        modules = (model.encoder, model.adapter(llm), *model.features_of(llm).values())
+        trained = [p for module in modules for p in module.parameters() if p.requires_grad]
         optimizer = torch.optim.Adam(trained, lr=rate, betas=(0.9, 0.95))
         done, loss = 0, torch.tensor(float("inf"))
         with track("overfit", total=steps, unit="step") as progress:
@@ -60,7 +61,7 @@ def overfit(model: LatentModel, llm: LMWrapper, items: Sequence[Item], steps: in
                 for group in optimizer.param_groups:
                     group["lr"] = rate * min(1.0, (done + 1) / 10)
                 found = prefixes(model, llm, own, kind)
-                scored = model.score(llm, ask(llm, found, kind, protocol, model.config.task_tokens), found.rows)
+                scored = model.score(llm, ask(llm, found, kind, protocol, model.config.task_tokens), found.given)
                 loss = F.cross_entropy(scored.logits, scored.labels)
                 optimizer.zero_grad(set_to_none=True)
                 loss.backward()

@@ -12,20 +12,21 @@ import torch
 from tokenizers import Tokenizer
 from torch import Tensor
 
+from ..injection import Injection
 from ..llm import KeyValues, LMWrapper
 from ..tree import IGNORE, Tree
 
 
 @torch.no_grad()
 def continue_greedily(
-    llm: LMWrapper, tree: Tree, rows: Tensor, cache: KeyValues, first: Tensor, most: int
+    llm: LMWrapper, tree: Tree, given: Injection, cache: KeyValues, first: Tensor, most: int
 ) -> list[str]:
     """Text up to the first end or line break, for each branch in row order.
 
     Args:
         llm: the LLM that scored ``tree`` into ``cache``.
         tree: prompts with their gold targets; the targets are hidden from what is generated.
-        rows: f32 [B,R,H], the adapter rows that ``tree`` reads.
+        given: what ``tree`` reads beside tokens.
         cache: grows by the new tokens.
         first: int64 [N], first token of each branch, in row order.
         most: at most this many tokens a branch.
@@ -55,8 +56,9 @@ def continue_greedily(
         positions = positions + 1
         keys = torch.cat([keys, own], dim=1)
         seen = (keys[:, None, :] == 0) | (keys[:, None, :] == own[:, :, None])
-        embeds = llm.splice(tokens, torch.full_like(tokens, -1), rows)
-        hidden = llm.hidden(embeds, seen[:, None], positions, cache)
+        embeds = llm.splice(tokens, torch.full_like(tokens, -1), given.rows)
+        with given.active():
+            hidden = llm.hidden(embeds, seen[:, None], positions, cache)
         tokens = llm.logits(hidden.flatten(0, 1)).argmax(-1).view_as(tokens)
         out.append(tokens)
     ids = torch.stack(out, dim=-1)[real].tolist()

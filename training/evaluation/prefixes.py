@@ -13,6 +13,7 @@ from ...core.errors import InputError
 from ...core.prompt import Segment
 from ..batch import pad
 from ..data import Item, Question
+from ..injection import Injection
 from ..latents import Rule
 from ..llm import LMWrapper
 from ..model import LatentModel
@@ -41,10 +42,10 @@ class Context:
 
 @dataclass(frozen=True)
 class Prefixes:
-    """Contexts of one batch, their adapter rows f32 [len(contexts),R,H], and how many rows stand before the task's."""
+    """Contexts of one batch, what the LLM is given of them, and how many of its rows stand before the task's."""
 
     contexts: list[Context]
-    rows: Tensor
+    given: Injection
     capacity: int
 
 
@@ -66,13 +67,13 @@ def _latents(model: LatentModel, llm: LMWrapper, items: Sequence[Item], kind: Ki
         input_ids, lengths = input_ids.roll(1, 0), lengths.roll(1, 0)
     rule = kind.rule(config.latent_len)
     z = carried(model, encode(reader, input_ids.to(device), lengths.to(device), rule), kind.codec)
-    rows: Tensor = reader.adapter(llm)(z)
+    given = reader.read(llm, z)
     counts = latents_of(model, lengths, rule)
     contexts = [
         Context(b, range(m), item.questions, latent_bytes(m, config.d_z, config.fsq_profile))
         for b, (item, m) in enumerate(zip(items, counts, strict=True))
     ]
-    return Prefixes(contexts, rows, z.shape[1])
+    return Prefixes(contexts, given, z.shape[1])
 
 
 def encode(model: LatentModel, input_ids: Tensor, lengths: Tensor, rule: Rule) -> Tensor:
@@ -116,12 +117,12 @@ def _pooled(model: LatentModel, llm: LMWrapper, items: Sequence[Item], ratio: in
         means.append(torch.stack([part.mean(0) for part in embedded.split(ratio)]))
     capacity = max(len(m) for m in means)
     pooled = torch.stack([F.pad(m, (0, 0, 0, capacity - len(m))) for m in means])
-    rows = torch.cat([pooled, model.task_rows(llm, len(items))], dim=1)
+    rows = torch.cat([pooled, model.task_rows(llm, len(items)).rows], dim=1)
     contexts = [
         Context(b, range(len(m)), item.questions, {"rows f16": 2 * m.numel()})
         for b, (item, m) in enumerate(zip(items, means, strict=True))
     ]
-    return Prefixes(contexts, rows, capacity)
+    return Prefixes(contexts, Injection(rows), capacity)
 
 
 def _chosen(model: LatentModel, llm: LMWrapper, items: Sequence[Item], kind: Kind) -> list[Context]:

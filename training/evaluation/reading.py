@@ -67,8 +67,8 @@ def reading(model: LatentModel, llm: LMWrapper, texts: Sequence[str], rule: Rule
         found = prefixes(model, llm, items, kind)
         rows = task_range("reconstruct", found.capacity, model.config.task_tokens)
         branches = [[Branch(join([rows, own[:CUE]]), tuple(own[CUE:]), "reconstruct")] for own in ids]
-        starts = [join([llm.special.bos, context.segment]) for context in found.contexts]
-        scored = model.score(llm, build(starts, branches).to(llm.model.device), found.rows)
+        starts = [join([llm.special.bos, found.given.front, context.segment]) for context in found.contexts]
+        scored = model.score(llm, build(starts, branches).to(llm.model.device), found.given)
         nll[base] = float(F.cross_entropy(scored.logits, scored.labels))
         if base == "latents":
             accuracy = float((scored.logits.argmax(-1) == scored.labels).double().mean())

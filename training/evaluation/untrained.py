@@ -33,8 +33,8 @@ def untrained(model: LatentModel) -> LatentModel:
 
 @torch.no_grad()
 def _make(model: LatentModel) -> LatentModel:
-    # A quantiser and a calibration are fitted to texts, and no row needs them here.
-    config = replace(model.config, fsq_profile=0, calibration="none")
+    # A quantiser and a calibration are fitted to texts, and no row needs them here; features are learned.
+    config = replace(model.config, fsq_profile=0, calibration="none", features=())
     if config.encoder_type != "embed_layer":
         raise ModelError(3210, "no closed-form start for this encoder", where=config.encoder_type)
     encoder = build_encoder(config)

@@ -1,0 +1,1 @@
+"""Optional parts of a model, one module each, off unless the config names them."""

@@ -1,0 +1,53 @@
+"""Options of the features, one table of the config each; a table counts only where ``features`` names its feature."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+from ...core.errors import ModelError
+
+KINDS: Final = ("prefix_tuning",)
+"""Names of features, in the order in which they act."""
+EXCLUSIVE: Final = ("deep_prefix", "coprocessor")
+"""Both make keys and values of the same positions: one or the other."""
+
+
+@dataclass(frozen=True)
+class PrefixTuningOptions:
+    """Learned rows of each LLM, in front of the latents.
+
+    Attributes:
+        rows: how many.
+    """
+
+    rows: int = 8
+
+    def __post_init__(self) -> None:
+        at_least("prefix_tuning", "rows", 1, self.rows)
+
+
+def check(features: tuple[str, ...]) -> None:
+    """Refuse names that nobody knows, names given twice, and features that exclude each other.
+
+    Raises:
+        ModelError: 3210.
+    """
+    for name in features:
+        if name not in KINDS:
+            raise bad("features", "some of " + ", ".join(KINDS), name)
+    if len(set(features)) < len(features):
+        raise bad("features", "each name once", list(features))
+    if set(EXCLUSIVE) <= set(features):
+        raise bad("features", f"one of {' and '.join(EXCLUSIVE)}, not both", list(features))
+
+
+def at_least(table: str, name: str, least: int, came: int) -> None:
+    """Refuse a number below ``least``; ModelError 3210."""
+    if came < least:
+        raise bad(f"{table}.{name}", f"at least {least}", came)
+
+
+def bad(name: str, expected: str, came: object) -> ModelError:
+    """The error of an impossible option."""
+    return ModelError(3210, f"bad training option {name}", expected=f"expected {expected}, got {came!r}")
