@@ -29,6 +29,7 @@ from latentwire.training.fsq import (
     to_values,
 )
 from latentwire.training.llm import LMWrapper
+from latentwire.training.stages import Stage
 from latentwire.training.train import Trainer
 
 CPU = torch.device("cpu")
@@ -159,6 +160,16 @@ def test_a_batch_says_who_is_rounded(tiny_llm: Path, story_file: Path) -> None:
     assert 0.35 < torch.stack(half).float().mean() < 0.65
     again = make_batch(items, llm.encode, [llm], replace(limits, rounding=0.5), (0, 1, 7)).rounded
     assert torch.equal(again, half[7])
+
+
+def test_a_stage_may_have_its_own_share(make: Callable[..., Config], tmp_path: Path) -> None:
+    stages = (Stage("raw", steps=2, fsq_share=0.0), Stage("ramp", steps=2), Stage("wire", steps=2, fsq_share=1.0))
+    maker = Trainer(make(stage=stages, steps=6, fsq_share=0.5, fsq_ramp=1.0), tmp_path).maker
+    per_step = maker.config.batch // maker.config.micro_batch
+    shares = [maker(n).batch.rounded.float().mean().item() for n in range(6 * per_step)]
+    assert set(shares[: 2 * per_step]) == {0.0}
+    assert 0 < sum(shares[2 * per_step : 4 * per_step]) < 2 * per_step
+    assert set(shares[4 * per_step :]) == {1.0}
 
 
 def test_it_is_trained_saved_and_part_of_the_encoder_s_name(make: Callable[..., Config], tmp_path: Path) -> None:
