@@ -16,7 +16,7 @@ from typing import Any, get_args, get_origin, get_type_hints
 from ..core.errors import ModelError
 from .bundles import BUNDLES
 from .calibration import KINDS as CALIBRATIONS
-from .features.options import PrefixTuningOptions, check
+from .features.options import LoraOptions, PrefixTuningOptions, check
 from .fsq import PROFILES
 from .latents import parse
 from .lesson import STRIDE
@@ -147,6 +147,7 @@ class Config:
     fsq_share: float = 0.5
     fsq_ramp: float = 1 / 3
     features: tuple[str, ...] = ()
+    lora: LoraOptions = field(default_factory=LoraOptions)
     prefix_tuning: PrefixTuningOptions = field(default_factory=PrefixTuningOptions)
 
     data: tuple[str, ...] = ()

@@ -7,10 +7,41 @@ from typing import Final
 
 from ...core.errors import ModelError
 
-KINDS: Final = ("prefix_tuning",)
+KINDS: Final = (
+    "lora",
+    "prefix_tuning",
+)
 """Names of features, in the order in which they act."""
 EXCLUSIVE: Final = ("deep_prefix", "coprocessor")
 """Both make keys and values of the same positions: one or the other."""
+
+
+PROJECTIONS: Final = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+"""Matrices of a layer, by the names that all supported LLMs give them."""
+
+
+@dataclass(frozen=True)
+class LoraOptions:
+    """Low-rank changes of an LLM's matrices.
+
+    Attributes:
+        rank: of each change.
+        alpha: a change counts ``alpha / rank``.
+        targets: which of ``PROJECTIONS`` change.
+        layers: only the first so many layers; 0: all.
+    """
+
+    rank: int = 8
+    alpha: int = 16
+    targets: tuple[str, ...] = PROJECTIONS
+    layers: int = 0
+
+    def __post_init__(self) -> None:
+        at_least("lora", "rank", 1, self.rank)
+        at_least("lora", "layers", 0, self.layers)
+        at_least("lora", "alpha", 1, self.alpha)
+        if not self.targets or set(self.targets) - set(PROJECTIONS) or len(set(self.targets)) < len(self.targets):
+            raise bad("lora.targets", "some of " + ", ".join(PROJECTIONS), list(self.targets))
 
 
 @dataclass(frozen=True)

@@ -7,10 +7,11 @@ from typing import Final
 from ..config import Config
 from ..llm import LMWrapper
 from .base import Feature
+from .lora import Lora
 from .options import KINDS
 from .prefix_tuning import PrefixTuning
 
-CLASSES: Final = {each.kind: each for each in (PrefixTuning,)}
+CLASSES: Final = {each.kind: each for each in (Lora, PrefixTuning)}
 
 
 def build(config: Config, llm: LMWrapper) -> dict[str, Feature]:

@@ -22,7 +22,7 @@ from latentwire.training.checkpoint import feature_file, read_meta, save
 from latentwire.training.config import Config, from_mapping, load
 from latentwire.training.data import read_questions
 from latentwire.training.evaluate import measure
-from latentwire.training.features.options import KINDS
+from latentwire.training.features.options import KINDS, LoraOptions, PrefixTuningOptions
 from latentwire.training.llm import KeyValues, LMWrapper
 from latentwire.training.model import LatentModel
 from latentwire.training.objective import Objective
@@ -50,7 +50,8 @@ class Case:
 
 
 CASES = [
-    Case("prefix_tuning", None),
+    Case("lora", 0.0, {"lora": LoraOptions(rank=2)}),
+    Case("prefix_tuning", None, {"prefix_tuning": PrefixTuningOptions(rows=3)}),
 ]
 FAMILIES = ["tiny_llm", "tiny_gemma"]
 
@@ -321,9 +322,18 @@ def test_impossible_features_are_refused(tiny_config: Make) -> None:
         with pytest.raises(ModelError, match=words) as caught:
             tiny_config(**changes)
         assert caught.value.code == 3210
-    with pytest.raises(ModelError, match=r"prefix_tuning\.rows") as caught:
-        from_mapping({"prefix_tuning": {"rows": 0}}, "test")
-    assert caught.value.code == 3210
+    for table, name, value in (
+        ("prefix_tuning", "rows", 0),
+        ("lora", "rank", 0),
+        ("lora", "alpha", 0),
+        ("lora", "layers", -1),
+        ("lora", "targets", []),
+        ("lora", "targets", ["lm_head"]),
+        ("lora", "targets", ["q_proj", "q_proj"]),
+    ):
+        with pytest.raises(ModelError, match=rf"{table}\.{name}") as caught:
+            from_mapping({table: {name: value}}, "test")
+        assert caught.value.code == 3210
     with pytest.raises(ModelError, match="unknown training option row") as caught:
         from_mapping({"prefix_tuning": {"row": 1}}, "test")
     assert caught.value.code == 3210
