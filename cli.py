@@ -20,6 +20,7 @@ COMMANDS: dict[str, str] = {
     "demo": "latentwire.runtime.cli",
     "models": "latentwire.models.cli",
     "compress": "latentwire.runtime.cli",
+    "jobs": "latentwire.runtime.jobs.cli",
     "generate": "latentwire.runtime.cli",
     "inspect": "latentwire.runtime.cli",
     "engines": "latentwire.runtime.cli",

@@ -92,6 +92,11 @@ def is_quiet() -> bool:
     return _Settings.quiet
 
 
+def progress_interval() -> float:
+    """Seconds between progress lines, as configured."""
+    return _Settings.every_s
+
+
 def message(text: str) -> None:
     """A line for people, on stderr; nothing when quiet."""
     if not _Settings.quiet:

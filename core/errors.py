@@ -20,9 +20,11 @@ from typing import Final
 
 EXIT_OK: Final = 0
 EXIT_ROW_ERRORS: Final = 3
+EXIT_BUDGET: Final = 4
 EXIT_MISMATCH: Final = 5
 EXIT_ENVIRONMENT: Final = 6
 EXIT_IO: Final = 74
+EXIT_LOCKED: Final = 75
 
 
 class LatentWireError(Exception):

@@ -6,7 +6,7 @@ Every write goes to a hidden sibling (``.NAME.tmp-XXXX``), is flushed to the dis
 that is killed leaves at most such a sibling; ``sweep_leftovers`` removes it later, and never one in use.
 
 Errors: EnvironmentFault 5004 (disk full, quota or file-size limit; exit 74), 5005 (read-only or not
-permitted; exit 74), 5008 (the destination already exists).
+permitted; exit 74), 5007 (the disk failed; exit 74), 5008 (the destination already exists).
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Final
 
+from . import disk
 from .errors import EXIT_IO, EnvironmentFault
 from .locks import claim, new_locked_folder
 
@@ -30,6 +31,7 @@ CHUNK: Final = 1 << 20
 
 _FULL: Final = {errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC)}
 _DENIED: Final = {errno.EROFS, errno.EACCES, errno.EPERM}
+_BROKEN: Final = {errno.EIO, errno.ENXIO, errno.ENODEV, errno.ESTALE, getattr(errno, "EUCLEAN", errno.EIO)}
 
 
 def sha256_file(path: str | os.PathLike[str], on_bytes: Callable[[int], None] | None = None) -> str:
@@ -44,7 +46,7 @@ def sha256_file(path: str | os.PathLike[str], on_bytes: Callable[[int], None] | 
 
 
 def as_fault(error: OSError, path: str | os.PathLike[str] | None = None) -> EnvironmentFault | None:
-    """The EnvironmentFault that explains an ``OSError`` (5004, 5005), or None where it is some other fault."""
+    """The EnvironmentFault that explains an ``OSError`` (5004, 5005, 5007), or None where it is some other fault."""
     where = str(path if path is not None else (error.filename or ""))
     if error.errno in _FULL:
         free = _free_bytes(where)
@@ -65,12 +67,21 @@ def as_fault(error: OSError, path: str | os.PathLike[str] | None = None) -> Envi
             fix="choose another folder or change its permissions",
             exit_code=EXIT_IO,
         )
+    if error.errno in _BROKEN:
+        return EnvironmentFault(
+            5007,
+            "the disk failed",
+            where=where,
+            expected=f"a sound disk, got: {error.strerror}",
+            fix="look at the system's log; copy what is there to another disk before going on",
+            exit_code=EXIT_IO,
+        )
     return None
 
 
 @contextmanager
 def disk_faults(path: str | os.PathLike[str]) -> Iterator[None]:
-    """Turn disk-full and permission errors of the body into EnvironmentFault 5004 or 5005 naming ``path``."""
+    """Turn disk-full, permission and device errors of the body into EnvironmentFault 5004, 5005 or 5007."""
     try:
         yield
     except OSError as error:
@@ -94,26 +105,24 @@ def require_space(folder: str | os.PathLike[str], needed: int) -> None:
         )
 
 
-def atomic_write_bytes(path: str | os.PathLike[str], data: bytes) -> None:
+def atomic_write_bytes(path: str | os.PathLike[str], data: bytes, *, sync: bool = True) -> None:
     """Write ``data`` so that ``path`` holds either its old content or all of the new one.
 
-    Raises EnvironmentFault 5004 or 5005.
+    ``sync=False`` leaves it to the system when that is true of the disk too. Raises EnvironmentFault 5004, 5005, 5007.
     """
     target = Path(path)
     with disk_faults(target):
-        target.parent.mkdir(parents=True, exist_ok=True)
+        disk.make_folder(target.parent, sync=sync)
         temporary = _sibling(target)
         try:
-            with temporary.open("wb") as handle:
-                handle.write(data)
-                handle.flush()
-                os.fsync(handle.fileno())
-            temporary.replace(target)
+            disk.write_new(temporary, data, sync=sync)
+            disk.rename(temporary, target)
         except BaseException:
             with suppress(OSError):
-                temporary.unlink()
+                disk.remove(temporary)
             raise
-        _fsync_folder(target.parent)
+        if sync:
+            disk.sync_folder(target.parent)
 
 
 def atomic_write_json(path: str | os.PathLike[str], obj: Any) -> None:
@@ -147,7 +156,7 @@ def atomic_folder(dest: str | os.PathLike[str], *, overwrite: bool = False) -> I
         finally:
             if lock is not None:
                 os.close(lock)
-        _fsync_folder(target.parent)
+        disk.sync_folder(target.parent)
 
 
 def sweep_leftovers(dest: str | os.PathLike[str]) -> list[Path]:
@@ -232,15 +241,4 @@ def _fsync_tree(folder: Path) -> None:
             if not path.is_symlink():
                 with path.open("rb+") as handle:
                     os.fsync(handle.fileno())
-        _fsync_folder(Path(root))
-
-
-def _fsync_folder(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    except OSError as error:
-        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # some network file systems
-            raise
-    finally:
-        os.close(handle)
+        disk.sync_folder(Path(root))

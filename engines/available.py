@@ -72,8 +72,8 @@ def _torch_ref() -> str:
 CHECKS: Final[dict[str, tuple[str, Callable[[], str]]]] = {
     "ort-cpu": ("", _ort_cpu),
     "ort-cuda": ("--device cuda", _ort_cuda),
-    "trt": ("--device cuda --backend trt", lambda: _trt("tensorrt")),
-    "trt-rtx": ("--device cuda --backend trt", lambda: _trt("tensorrt-rtx")),
-    "torch-ref": ("--backend torch-ref", _torch_ref),
+    "trt": ("--device cuda --engine trt", lambda: _trt("tensorrt")),
+    "trt-rtx": ("--device cuda --engine trt", lambda: _trt("tensorrt-rtx")),
+    "torch-ref": ("--engine torch-ref", _torch_ref),
 }
 """Engine -> options that choose it, and a check that says what runs it or raises EnvironmentFault."""

@@ -45,7 +45,7 @@ def open_engine(
         raise ValueError(f"unknown parts {sorted(unknown)}")
     if backend not in BACKENDS:
         raise InputError(
-            2111, "unknown backend", where=f"--backend {backend}", expected=f"expected {', '.join(BACKENDS)}"
+            2111, "unknown backend", where=f"--engine {backend}", expected=f"expected {', '.join(BACKENDS)}"
         )
     if not re.fullmatch(r"cpu|cuda(:\d{1,3})?", device):
         raise EnvironmentFault(
@@ -88,9 +88,9 @@ def choose(bundle: Bundle, device: str, backend: str, parts: Collection[str] = P
         raise EnvironmentFault(
             5001,
             "this bundle and this backend do not go together",
-            where=f"--backend {backend}",
+            where=f"--engine {backend}",
             expected=f"the bundle is of family {manifest.llm.family}",
-            fix="pass --backend auto",
+            fix="pass --engine auto",
         )
     if toy:
         if gpu:
@@ -110,7 +110,7 @@ def choose(bundle: Bundle, device: str, backend: str, parts: Collection[str] = P
         backend = "trt" if gpu and manifest.plans else "ort"
     if backend == "ort" and not gpu and "decoder" in parts and manifest.llm.dtype == "bfloat16":
         expected = "this bundle is bfloat16, for which ONNX Runtime has no kernels on a CPU"
-        raise _wrong_device(device, expected, "pass --device cuda, or --backend torch-ref, which is slow")
+        raise _wrong_device(device, expected, "pass --device cuda, or --engine torch-ref, which is slow")
     return backend
 
 

@@ -126,7 +126,7 @@ class TorchGraph:
                 "torch-ref does not know an operator",
                 where=f"{self.path}, node {node.name}",
                 expected=f"{node.domain or 'ai.onnx'}::{node.op_type}",
-                fix="run it with --backend ort",
+                fix="run it with --engine ort",
             )
         attributes = {a.name: self._attribute(a) for a in node.attribute}
         return Node(node.op_type, tuple(node.input), tuple(node.output), attributes, body)

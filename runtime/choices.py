@@ -7,3 +7,4 @@ from typing import Literal
 CodecName = Literal["f16", "i8", "fsq", "text"]
 BackendName = Literal["auto", "ort", "trt", "torch-ref", "toy"]
 TooLong = Literal["error", "truncate", "chunk"]
+VerifyName = Literal["size", "full"]

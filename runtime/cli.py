@@ -2,84 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from .choices import BackendName, CodecName, TooLong
+from .flags import Batch, BundleOption, Debug, Device, EngineOption, Json, Quiet, Threads, run_body
+from .jobs.cli import run_command
 
 app = typer.Typer(help="Texts to frames, frames to answers.", no_args_is_help=True)
-
-BundleOption = Annotated[
-    Path, typer.Option("--bundle", "-b", envvar="LATENTWIRE_BUNDLE", help="Folder made by `latentwire export`.")
-]
-Threads = Annotated[int | None, typer.Option(min=1, help="Computing threads. Default: all.")]
-Device = Annotated[str, typer.Option(help="cpu, cuda (the first GPU) or cuda:N.")]
-Backend = Annotated[
-    BackendName,
-    typer.Option(help="Engine. auto: TensorRT if the bundle has a plan and the device is a GPU, else ONNX Runtime."),
-]
-Batch = Annotated[int, typer.Option("--batch-size", min=1, max=4096, help="Texts or prompts that run together.")]
-Json = Annotated[bool, typer.Option("--json", help="JSON on stdout, for programs.")]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress and no remarks.")]
-Debug = Annotated[bool, typer.Option("--debug", help="Show tracebacks.")]
-
-
-@app.command("compress")
-def compress_command(
-    inputs: Annotated[list[str], typer.Argument(help="Files or folders of texts.", metavar="INPUT...")],
-    out: Annotated[Path, typer.Option("--out", "-o", help="New folder for the frames.")],
-    bundle: BundleOption,
-    codec: Annotated[
-        CodecName, typer.Option(help="i8: small. f16: exact. fsq: tiny, if trained. text: as it is.")
-    ] = "i8",
-    latents: Annotated[int | None, typer.Option(min=1, help="Latents a text. Default: as the bundle says.")] = None,
-    on_too_long: Annotated[
-        TooLong,
-        typer.Option(help="Text over the encoder's window: refuse the row, cut it, or send several frames."),
-    ] = "error",
-    id_field: Annotated[str, typer.Option(help="Field of the row's id.")] = "custom_id",
-    text_field: Annotated[str, typer.Option(help="Field of the text.")] = "text",
-    shard_rows: Annotated[int, typer.Option(min=1, help="Most rows of one output table.")] = 4096,
-    batch_size: Batch = 16,
-    device: Device = "cpu",
-    backend: Backend = "auto",
-    threads: Threads = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier job in OUT.")] = False,
-    as_json: Json = False,
-    quiet: Quiet = False,
-    debug: Debug = False,
-) -> None:
-    """Compress texts into frames.
-
-    Reads JSONL (plain, .gz, .zst) with {"custom_id": "a7", "text":
-    "..."}, Parquet with the same columns, plain text files, or folders of
-    these. Writes Parquet tables of frames, one row per input row in input
-    order; a row that cannot be compressed stays in place with its error,
-    and a copy of it goes to OUT/errors.
-
-    Exit status: 0 all rows fine, 3 finished with bad rows, other numbers
-    are errors of the whole job.
-
-    Examples:
-
-      latentwire compress docs.jsonl -o out/ --bundle bundle/
-
-      latentwire compress a.parquet notes/ -o out/ --codec f16 --on-too-long chunk
-    """
-
-    def body() -> int:
-        from . import commands
-        from .jobs.records import Fields
-        from .options import CompressOptions, Machine
-
-        options = CompressOptions(codec, latents, on_too_long, batch_size)
-        what = commands.CompressRun(tuple(inputs), out, bundle, Fields(id_field, text_field), shard_rows, overwrite)
-        return commands.compress(what, options, Machine(device, backend, threads), as_json)
-
-    _run(body, quiet, debug)
+app.command("compress")(run_command)
 
 
 @app.command("generate")
@@ -95,7 +27,7 @@ def generate_command(
     stop: Annotated[list[str] | None, typer.Option(help="End an answer here; default: end of the line.")] = None,
     batch_size: Batch = 16,
     device: Device = "cpu",
-    backend: Backend = "auto",
+    engine: EngineOption = "auto",
     threads: Threads = None,
     stream: Annotated[bool, typer.Option("--stream", help="Print each answer while it is made.")] = False,
     as_json: Json = False,
@@ -125,9 +57,9 @@ def generate_command(
 
         options = GenerateOptions(max_new_tokens, tuple(stop) if stop else ("\n",), batch_size)
         what = commands.GenerateRun(frames, bundle, tuple(question or ()), questions, out, stream)
-        return commands.generate(what, options, Machine(device, backend, threads), as_json)
+        return commands.generate(what, options, Machine(device, engine, threads), as_json)
 
-    _run(body, quiet, debug)
+    run_body(body, quiet, debug)
 
 
 @app.command("inspect")
@@ -171,7 +103,7 @@ def inspect_command(
 
         return commands.inspect(path, as_json)
 
-    _run(body, False, debug)
+    run_body(body, False, debug)
 
 
 @app.command("engines")
@@ -191,7 +123,7 @@ def engines_command(as_json: Json = False, debug: Debug = False) -> None:
 
         return commands.engines(as_json)
 
-    _run(body, False, debug)
+    run_body(body, False, debug)
 
 
 @app.command("demo")
@@ -200,7 +132,7 @@ def demo_command(
     keep: Annotated[Path | None, typer.Option(help="Keep the demo's files in this new folder.")] = None,
     rounds: Annotated[int, typer.Option(min=1, help="Timed rounds of each path; the median counts.")] = 3,
     device: Device = "cpu",
-    backend: Backend = "auto",
+    engine: EngineOption = "auto",
     as_json: Json = False,
     quiet: Quiet = False,
     debug: Debug = False,
@@ -223,16 +155,9 @@ def demo_command(
         from .demo import run
         from .options import Machine
 
-        return run(llm, keep, rounds, Machine(device, backend), as_json)
+        return run(llm, keep, rounds, Machine(device, engine), as_json)
 
-    _run(body, quiet, debug)
-
-
-def _run(body: Callable[[], int], quiet: bool, debug: bool) -> None:
-    from ..core.console import configure, run_cli
-
-    configure(quiet=quiet or None, debug=debug or None)
-    run_cli(body)
+    run_body(body, quiet, debug)
 
 
 if __name__ == "__main__":

@@ -6,11 +6,10 @@ Result on stdout, progress and remarks on stderr. Returns exit codes; errors pas
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 from ..core.console import message, print_json, print_table, track
 from ..core.errors import EXIT_OK, EXIT_ROW_ERRORS, LatentWireError, RowError
@@ -18,27 +17,10 @@ from ..core.files import atomic_write_bytes, human_bytes
 from .answer import Answer
 from .ask import Result, ask
 from .inspection import inspect as inspect_path
-from .jobs.commit import JobFolder
 from .jobs.questions import Question, read_questions
-from .jobs.records import Fields
-from .jobs.run import plan_job, run_job
 from .jobs.source import Source, open_source
-from .options import CompressOptions, GenerateOptions, Machine
-from .pipeline import COMPRESS_PARTS, GENERATE_PARTS, Pipeline
-
-SHOWN_ERRORS: Final = 10
-
-
-@dataclass(frozen=True)
-class CompressRun:
-    """What to compress and where to put it."""
-
-    inputs: tuple[str, ...]
-    out: Path
-    bundle: Path
-    fields: Fields
-    shard_rows: int
-    overwrite: bool
+from .options import GenerateOptions, Machine
+from .pipeline import GENERATE_PARTS, Pipeline
 
 
 @dataclass(frozen=True)
@@ -51,23 +33,6 @@ class GenerateRun:
     questions_file: str | None
     out: Path | None
     stream: bool
-
-
-def compress(what: CompressRun, options: CompressOptions, machine: Machine, as_json: bool) -> int:
-    """Run a job and print its totals."""
-    JobFolder(what.out).require_free(overwrite=what.overwrite)
-    plan = plan_job(what.inputs, what.fields, what.shard_rows)
-    with Pipeline.open(what.bundle, parts=COMPRESS_PARTS, **asdict(machine)) as pipe:
-        start = time.perf_counter()
-        manifest = run_job(plan, what.out, pipe, options, overwrite=what.overwrite)
-        seconds = time.perf_counter() - start
-    totals = manifest["totals"]
-    if as_json:
-        print_json({"out": str(what.out), "seconds": round(seconds, 3), **manifest["table"], **totals})
-    else:
-        print_table(["what", "how much"], _totals(totals, options, seconds))
-        _say_errors(what.out, totals)
-    return EXIT_ROW_ERRORS if totals["errors"] else EXIT_OK
 
 
 def generate(what: GenerateRun, options: GenerateOptions, machine: Machine, as_json: bool) -> int:
@@ -178,37 +143,6 @@ def _stream(pipe: Pipeline, source: Source, questions: list[Question], options: 
 def _shown(result: Result) -> str:
     outcome = result.outcome
     return outcome.text if isinstance(outcome, Answer) else f"({outcome.label} {outcome.what})"
-
-
-def _totals(totals: dict[str, Any], options: CompressOptions, seconds: float) -> list[tuple[str, str]]:
-    rows = totals["rows"] - totals["errors"]
-    text, sent = totals["text_bytes"], totals["wire_bytes"]
-    factor = f" ({sent / text:.2f} times the text)" if text else ""
-    lines = [
-        ("rows compressed", f"{rows} of {totals['rows']}"),
-        ("text", f"{text:,} bytes, {totals['tokens']:,} tokens"),
-        (f"frames, codec {options.codec}", f"{sent:,} bytes{factor}"),
-        ("latents", f"{totals['latents']:,} in place of {totals['tokens']:,} tokens"),
-    ]
-    lines += [("chunked", f"{totals['chunks']} frames")] if totals["chunks"] > rows else []
-    lines += [("truncated", f"{totals['truncated']} rows")] if totals["truncated"] else []
-    return [*lines, ("time", f"{seconds:.1f} s, {totals['rows'] / max(seconds, 1e-9):.1f} rows/s")]
-
-
-def _say_errors(out: Path, totals: dict[str, Any]) -> None:
-    if not totals["errors"]:
-        return
-    codes = ", ".join(f"{code} x {n}" for code, n in totals["errors_by_code"].items())
-    message(f"{totals['errors']} rows could not be compressed: {codes}")
-    shown = 0
-    for path in sorted((out / "errors").glob("*.jsonl")):
-        with path.open(encoding="utf-8") as file:
-            for line in file:
-                if shown == SHOWN_ERRORS:
-                    message(f"... all of them in {out / 'errors'}")
-                    return
-                message(json.loads(line)["error_message"])
-                shown += 1
 
 
 def _flat(facts: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:

@@ -63,7 +63,7 @@ def compress(
             a quantiser.
         LatentError: 3002 the engine and the bundle disagree about shapes.
     """
-    latents = latent_count(engine, options)
+    latents = latent_count(engine.bundle.manifest.encoder, options)
     names = [f"text {i}" for i in range(len(texts))] if names is None else names
     windowed = _windows(tokenizer, texts, names, engine.bundle.manifest.encoder.max_tokens, options)
     codec = BY_NAME[options.codec]
@@ -82,13 +82,12 @@ def compress(
     return out
 
 
-def latent_count(engine: Engine, options: CompressOptions) -> int:
-    """M of this bundle and these options.
+def latent_count(info: EncoderInfo, options: CompressOptions) -> int:
+    """M of this encoder and these options.
 
     Raises:
         InputError: 2111.
     """
-    info = engine.bundle.manifest.encoder
     latents = info.latents if options.latents is None else options.latents
     if latents > info.max_tokens:
         expected = f"expected at most the encoder's window of {info.max_tokens} tokens, got {latents}"

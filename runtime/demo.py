@@ -82,7 +82,7 @@ def send(bundle: Path, work: Path, machine: Machine) -> tuple[dict[str, dict[str
     atomic_write_bytes(work / "questions.jsonl", "".join(json.dumps(q) + "\n" for q in questions).encode())
     frames, at = work / "frames", ["--bundle", str(bundle)]
     at += ["--device", machine.device] if machine.device != "cpu" else []
-    at += ["--backend", machine.backend] if machine.backend != "auto" else []
+    at += ["--engine", machine.backend] if machine.backend != "auto" else []
     call("compress", str(work / "documents.jsonl"), "--out", str(frames), *at, "--on-too-long", "chunk")
     (work / "documents.jsonl").unlink()  # from here on there are only bytes
     said = call("generate", str(frames), "--questions", str(work / "questions.jsonl"), *at, "--json")

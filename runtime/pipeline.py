@@ -138,6 +138,10 @@ class Pipeline:
         answers = iter(self._generator.answers([r for r in requests if isinstance(r, Request)], options, done))
         return [next(answers) if isinstance(r, Request) else r for r in requests]
 
+    def describe(self) -> dict[str, str]:
+        """What computes, for the record of a job."""
+        return {"engine": self.engine.name}
+
     def close(self) -> None:
         """Free the engine."""
         self.engine.close()

@@ -57,7 +57,7 @@ FENCES: dict[str, list[str]] = {
     "tokenizers": ["models/*", "runtime/tokenizer.py", "training/*", "export/*"],
     "torch": ["training/*", "export/*", "engines/torch_*.py", "engines/trt_torch.py"],
     "transformers": ["training/*", "export/*"],
-    "typer": ["cli.py", "*/cli.py"],
+    "typer": ["cli.py", "*/cli.py", "runtime/flags.py"],
     "zstandard": ["runtime/*", "training/evaluation/sizes.py"],
 }
 """Library -> the files that may import it. A library in neither table is a dependency nobody declared."""

@@ -1,134 +1,195 @@
 """Folders of a job on disk, and the steps that make its files final.
 
-    out/job.json  data/part-00000.parquet  errors/part-00000.jsonl  commits/00000.json  _tmp/  manifest.json
+    out/job.json  _LOCK  data/part-00000.parquet  errors/part-00000.jsonl  commits/00000.json
+        _tmp/ATTEMPT/  _progress.json  manifest.json
 
-A shard counts when its commit file is there; the job counts when manifest.json is there, which is written last.
-Every file is written aside, flushed to the disk, and renamed.
+A shard counts when its commit record is there; the job counts when manifest.json is there, which is written last.
+Every file is written aside, flushed to the disk, moved into place, and its folder flushed, before the next begins
+that relies on it. No file is ever opened for writing where it will stand.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
-import os
-import shutil
-from collections.abc import Callable, Mapping
+import re
+import secrets
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, BinaryIO, Final, cast
 
-from ...core.errors import EXIT_MISMATCH, EnvironmentFault, InputError
-from ...core.files import atomic_write_bytes, atomic_write_json, disk_faults, sha256_file
+from ...core import disk
+from ...core.errors import EXIT_IO, EnvironmentFault, InputError
+from ...core.files import as_fault
+from .sealed import read_sealed, seal
 
 JOB: Final = "job.json"
 MANIFEST: Final = "manifest.json"
+PROGRESS: Final = "_progress.json"
+DATA, ERRORS, COMMITS, TMP = "data", "errors", "commits", "_tmp"
+_PATTERNS: Final = {
+    DATA: re.compile(r"part-(\d{5,})\.parquet"),
+    ERRORS: re.compile(r"part-(\d{5,})\.jsonl"),
+    COMMITS: re.compile(r"(\d{5,})\.json"),
+}
 
 
 class JobFolder:
-    """One job's folder."""
+    """One job's folder.
 
-    def __init__(self, path: Path) -> None:
+    Args:
+        path: the folder.
+        sync: False: leave it to the system when files reach the disk.
+    """
+
+    def __init__(self, path: Path, *, sync: bool = True) -> None:
         self.path = path
-
-    def create(self, job: Mapping[str, Any], *, overwrite: bool = False) -> None:
-        """Make the folder and claim it by writing ``job.json``.
-
-        Args:
-            job: what the job is, for the record.
-            overwrite: remove an earlier job first; anything else than a job is never removed.
-
-        Raises:
-            EnvironmentFault: 5008 the folder is not empty; 5004, 5005 the disk will not have it.
-        """
-        self.require_free(overwrite=overwrite)
-        with disk_faults(self.path):
-            if overwrite and self.path.exists():
-                shutil.rmtree(self.path)
-            for name in ("data", "errors", "commits", "_tmp"):
-                (self.path / name).mkdir(parents=True, exist_ok=True)
-            text = json.dumps(job, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
-            try:
-                with (self.path / JOB).open("x", encoding="utf-8") as file:
-                    file.write(text)
-            except FileExistsError as e:
-                raise self._occupied() from e
-
-    def require_free(self, *, overwrite: bool = False) -> None:
-        """Refuse a place that holds something; with ``overwrite`` an earlier job does not count.
-
-        Raises:
-            EnvironmentFault: 5008.
-        """
-        taken = self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir()))
-        if taken and not (overwrite and (self.path / JOB).is_file()):
-            raise self._occupied()
+        self.sync = sync
 
     def part(self, number: int) -> Path:
         """Table of one shard."""
-        return self.path / "data" / f"part-{number:05d}.parquet"
+        return self.path / DATA / f"part-{number:05d}.parquet"
 
-    def put(self, number: int, write: Callable[[Path], None], verify: Callable[[Path], None]) -> tuple[int, str]:
-        """Write one shard's table aside, check it, move it into place. Returns its size and SHA-256."""
+    def errors_part(self, number: int) -> Path:
+        """Error rows of one shard, where it has any."""
+        return self.path / ERRORS / f"part-{number:05d}.jsonl"
+
+    def commit_file(self, number: int) -> Path:
+        """Commit record of one shard."""
+        return self.path / COMMITS / f"{number:05d}.json"
+
+    def numbers(self, kind: str) -> dict[int, Path]:
+        """Shard number -> file, for all files of ``data``, ``errors`` or ``commits`` that are named as ours are."""
+        folder = self.path / kind
+        found = {name: _PATTERNS[kind].fullmatch(name) for name in disk.names(folder)}
+        return {int(match[1]): folder / name for name, match in found.items() if match}
+
+    def put_table(
+        self, number: int, attempt: str, write: Callable[[BinaryIO], None], verify: Callable[[bytes], None]
+    ) -> dict[str, Any]:
+        """Write one shard's table aside, read it back, check it, move it into place. Returns its size and hash.
+
+        Raises:
+            EnvironmentFault: 5004, 5005, 5007; what ``verify`` raises.
+        """
         final = self.part(number)
-        aside = self.path / "_tmp" / final.name
-        with disk_faults(final):
-            write(aside)
-            with aside.open("rb+") as file:
-                os.fsync(file.fileno())
-            verify(aside)
-            size, digest = aside.stat().st_size, sha256_file(aside)
-            aside.replace(final)
-            _sync_folder(final.parent)
-        return size, digest
+        with job_faults(final):
+            aside = self._aside(attempt, final.name)
+            with disk.NewFile(aside) as file:
+                write(cast(BinaryIO, file))
+                if self.sync:
+                    file.sync()
+            data = disk.read_all(aside)
+            verify(data)
+            self._place(aside, final)
+        return {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
 
-    def put_errors(self, number: int, rows: list[dict[str, Any]]) -> None:
+    def put_errors(self, number: int, attempt: str, rows: list[dict[str, Any]]) -> dict[str, Any]:
         """Copies of a shard's error rows as JSONL; no file where there are none. Is valid input again."""
-        if rows:
-            text = "".join(json.dumps(r) + "\n" for r in rows)  # ASCII, so that lone surrogates survive as escapes
-            atomic_write_bytes(self.path / "errors" / f"part-{number:05d}.jsonl", text.encode())
+        if not rows:
+            return {"errors_bytes": 0, "errors_sha256": ""}
+        # ASCII, so that lone surrogates survive as escapes.
+        data = "".join(json.dumps(r) + "\n" for r in rows).encode()
+        self._put(self.errors_part(number), attempt, data)
+        return {"errors_bytes": len(data), "errors_sha256": hashlib.sha256(data).hexdigest()}
 
-    def commit(self, number: int, facts: Mapping[str, Any]) -> None:
-        """Declare a shard done."""
-        atomic_write_json(self.path / "commits" / f"{number:05d}.json", dict(facts))
+    def commit(self, number: int, attempt: str, facts: Mapping[str, Any]) -> None:
+        """Declare a shard done: from here on it is never run again."""
+        self._put(self.commit_file(number), attempt, seal(facts))
 
-    def finish(self, manifest: Mapping[str, Any]) -> None:
-        """Declare the job done."""
-        with disk_faults(self.path):
-            shutil.rmtree(self.path / "_tmp", ignore_errors=True)
-            if not any((self.path / "errors").iterdir()):
-                (self.path / "errors").rmdir()
-        atomic_write_json(self.path / MANIFEST, dict(manifest))
+    def put_job(self, attempt: str, facts: Mapping[str, Any]) -> None:
+        """Say what job this folder holds."""
+        self._put(self.path / JOB, attempt, seal(facts))
+
+    def finish(self, attempt: str, manifest: Mapping[str, Any]) -> None:
+        """Declare the job done. Everything else must be there; nothing is written after this.
+
+        Raises:
+            EnvironmentFault: 5004, 5005, 5007.
+        """
+        with job_faults(self.path):
+            aside = self._aside(attempt, MANIFEST)
+            disk.write_new(aside, seal(manifest), sync=self.sync)
+            if not disk.names(self.path / ERRORS):
+                disk.remove_tree(self.path / ERRORS)
+            if self.sync:  # files that an earlier, killed run moved into place are not on the disk for certain
+                for name in (DATA, ERRORS, COMMITS):
+                    if disk.is_folder(self.path / name):
+                        disk.sync_folder(self.path / name)
+                disk.sync_folder(self.path)
+            self._place(aside, self.path / MANIFEST)
+
+    def clean(self) -> None:
+        """Remove what no finished job has; leaves it where the disk refuses, as it harms nobody."""
+        for name in (TMP, PROGRESS):
+            try:
+                disk.remove_tree(self.path / name)
+            except OSError:
+                return
+
+    def put_progress(self, attempt: str, facts: Mapping[str, Any]) -> None:
+        """What ``jobs status`` shows of a running job. Best effort: a full disk must not stop the job here."""
+        try:
+            aside = self._aside(attempt, PROGRESS)
+            disk.write_new(aside, (json.dumps(facts, sort_keys=True) + "\n").encode(), sync=False)
+            disk.rename(aside, self.path / PROGRESS)
+        except OSError:
+            return
 
     def read_manifest(self) -> dict[str, Any]:
         """The manifest of a finished job.
 
         Raises:
-            InputError: 2108 unfinished, or its manifest cannot be read.
+            InputError: 2108 unfinished, or its manifest is damaged.
         """
         path = self.path / MANIFEST
         try:
-            found: dict[str, Any] = json.loads(path.read_bytes())
+            found = read_sealed(path)
             _ = [(s["shard"], s["sha256"], s["bytes"]) for s in found["shards"]]
         except FileNotFoundError as e:
-            what = "folder holds an unfinished job" if (self.path / JOB).exists() else "folder holds no frames"
-            fix = "compress again into a new folder, or pass --overwrite"
+            what = "folder holds an unfinished job" if disk.size(self.path / JOB) else "folder holds no frames"
+            fix = "run the same command again: it goes on where it stopped"
             raise InputError(2108, what, where=str(self.path), expected=f"expected {MANIFEST}", fix=fix) from e
-        except (OSError, KeyError, TypeError, ValueError, RecursionError) as e:
+        except (OSError, KeyError, TypeError) as e:
             raise InputError(2108, "manifest of the job cannot be read", where=str(path), expected=str(e)) from e
         return found
 
-    def _occupied(self) -> EnvironmentFault:
-        what = "output folder is not empty" if self.path.is_dir() else "output is not a folder"
-        fix = "choose another folder"
-        if (self.path / JOB).is_file():
-            what = "output folder already holds a job"
-            fix = "choose another folder, or pass --overwrite to replace that job"
-        expected = "expected an empty folder or none"
-        where = str(self.path)
-        return EnvironmentFault(5008, what, where=where, expected=expected, fix=fix, exit_code=EXIT_MISMATCH)
+    def read_commit(self, number: int) -> dict[str, Any]:
+        """One commit record. Raises FileNotFoundError, OSError, InputError 2108."""
+        return read_sealed(self.commit_file(number))
+
+    def _put(self, final: Path, attempt: str, data: bytes) -> None:
+        with job_faults(final):
+            aside = self._aside(attempt, final.name)
+            disk.write_new(aside, data, sync=self.sync)
+            self._place(aside, final)
+
+    def _aside(self, attempt: str, name: str) -> Path:
+        """A name that no other attempt at the same shard has, on whatever machine it runs."""
+        folder = self.path / TMP / attempt
+        disk.make_folder(folder, sync=False)
+        return folder / f"{name}.{secrets.token_hex(4)}"
+
+    def _place(self, aside: Path, final: Path) -> None:
+        disk.rename(aside, final)
+        if self.sync:
+            disk.sync_folder(final.parent)
 
 
-def _sync_folder(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
+@contextmanager
+def job_faults(path: Path) -> Iterator[None]:
+    """Turn OSErrors of the body into EnvironmentFault 5004, 5005 or 5007 that name ``path``."""
     try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+        yield
+    except OSError as e:
+        fix = "nobody else may change the folder while the job runs; the same command goes on from here"
+        fault = as_fault(e, path) or EnvironmentFault(
+            5007,
+            "a file of the job cannot be worked with",
+            where=str(path),
+            expected=str(e),
+            fix=fix,
+            exit_code=EXIT_IO,
+        )
+        raise fault from e

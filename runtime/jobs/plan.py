@@ -52,6 +52,7 @@ class Plan:
     files: tuple[InputFile, ...]
     shards: tuple[Shard, ...]
     fields: Fields
+    shard_rows: int
 
     @property
     def rows(self) -> int:
@@ -81,7 +82,7 @@ class Plan:
         """The plan that ``save`` wrote; raises OSError, ValueError, KeyError, TypeError for anything else."""
         found = json.loads(path.read_bytes())
         files = tuple(InputFile(**f) for f in found["files"])
-        return cls(files, tuple(Shard(**s) for s in found["shards"]), Fields(**found["fields"]))
+        return cls(files, tuple(Shard(**s) for s in found["shards"]), Fields(**found["fields"]), found["shard_rows"])
 
     def _check(self, file: InputFile) -> None:
         size, mtime_ns = _stat(file.name)
@@ -117,7 +118,7 @@ def make_plan(
                 _some_text(first)
             on_row(1)
         files.append(InputFile(name, size, mtime_ns, sha256_file(name), rows))
-    plan = Plan(tuple(files), tuple(_shards(files, shard_rows)), fields)
+    plan = Plan(tuple(files), tuple(_shards(files, shard_rows)), fields, shard_rows)
     if not plan.rows:
         raise InputError(2104, "no input", where=", ".join(names), expected="expected at least one row, got none")
     return plan

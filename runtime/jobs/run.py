@@ -1,36 +1,67 @@
-"""A whole job: plan, shards by a backend, manifest."""
+"""A whole job: the folder, the shards that are left, the manifest."""
 
 from __future__ import annotations
 
+import contextlib
 import secrets
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
+from ...core import disk
 from ...core.console import track
+from ...core.errors import InputError
+from ...engines.bundle import Bundle
+from ..choices import VerifyName
 from ..compress import latent_count
 from ..options import CompressOptions, Machine
-from ..pipeline import Pipeline
-from .commit import JobFolder
-from .fingerprint import describe_job
-from .inprocess import InProcess
+from .budget import Budget
+from .commit import TMP, JobFolder, job_faults
+from .fingerprint import describe_job, encoder_files
+from .lock import job_lock
 from .plan import SHARD_ROWS, Plan, make_plan
+from .progress import job_progress
 from .records import Fields
+from .resume import Opened, open_job, require_free
 from .table import TableInfo
 from .task import Backend, Done, JobSpec
 
-_SUMS: Final = (
-    "rows",
-    "errors",
-    "text_bytes",
-    "payload_bytes",
-    "wire_bytes",
-    "tokens",
-    "latents",
-    "chunks",
-    "truncated",
-)
+
+@dataclass(frozen=True)
+class Job:
+    """What is to be done: all that may change a byte.
+
+    Attributes:
+        plan: files, rows, shards.
+        options: how texts become frames.
+        table: what all rows share.
+        bundle: folder of the bundle.
+        files: its files that matter and their SHA-256.
+    """
+
+    plan: Plan
+    options: CompressOptions
+    table: TableInfo
+    bundle: Path
+    files: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """How a job is run; may differ from one run to the next.
+
+    Attributes:
+        overwrite: replace another or a finished job in the folder.
+        fsync: False: leave it to the system when files reach the disk; a power cut may then cost shards.
+        verify: how the shards of an earlier run are checked.
+        budget: bad rows that are borne.
+    """
+
+    overwrite: bool = False
+    fsync: bool = True
+    verify: VerifyName = "size"
+    budget: Budget = field(default_factory=Budget)
 
 
 def plan_job(names: Sequence[str], fields: Fields | None = None, shard_rows: int = SHARD_ROWS) -> Plan:
@@ -39,46 +70,42 @@ def plan_job(names: Sequence[str], fields: Fields | None = None, shard_rows: int
         return make_plan(names, fields or Fields(), shard_rows, bar.advance)
 
 
-def run_job(
-    plan: Plan, out: Path, pipe: Pipeline, options: CompressOptions, *, overwrite: bool = False
-) -> dict[str, Any]:
-    """Compress everything that was planned into a new folder. Returns the manifest.
+def describe(plan: Plan, bundle: Bundle, options: CompressOptions) -> Job:
+    """The job of a plan and a verified bundle.
 
     Raises:
-        EnvironmentFault: 5004, 5005, 5008.
-        InputError: 2105, 2111.
+        InputError: 2111 the bundle cannot make what the options ask for.
     """
-    encoder = pipe.bundle.manifest.encoder
-    info = TableInfo(encoder.fingerprint, encoder.d_z, latent_count(pipe.engine, options), options.codec)
-    facts = describe_job(plan, options, info, pipe)
-    folder = JobFolder(out)
-    folder.create(facts, overwrite=overwrite)
-    attempt = secrets.token_hex(4)
-    plan_path = folder.path.absolute() / "_tmp" / attempt / "plan.json"
-    plan.save(plan_path)
-    spec = JobSpec(
-        str(folder.path.absolute()),
-        attempt,
-        str(plan_path),
-        str(pipe.bundle.path.absolute()),
-        Machine(),
-        options,
-        info,
-        facts["fingerprint"],
-    )
-    backend = InProcess(lambda spec: pipe)
-    with track("compress", plan.rows, "rows") as bar:
-        shown: Counter[int] = Counter()
+    encoder = bundle.manifest.encoder
+    table = TableInfo(encoder.fingerprint, encoder.d_z, latent_count(encoder, options), options.codec)
+    return Job(plan, options, table, bundle.path, encoder_files(bundle))
 
-        def on_rows(shard: int, done: int) -> None:
-            bar.advance(done - shown[shard])
-            shown[shard] = done
 
-        commits = list(drive(backend, spec, range(len(plan.shards)), on_rows))
-    commits.sort(key=lambda c: int(c["shard"]))
-    manifest = {**facts, "shards": commits, "totals": totals(commits)}
-    folder.finish(manifest)
-    return manifest
+def run_job(
+    job: Job, out: Path, backend: Backend, machine: Machine, options: RunOptions | None = None
+) -> dict[str, Any]:
+    """Do what is left of a job. Returns the manifest. The backend is closed.
+
+    Args:
+        job: what is to be done.
+        out: where.
+        backend: who runs shards.
+        machine: of one encoder.
+        options: how.
+
+    Raises:
+        EnvironmentFault: 5004, 5005, 5007 the disk; 5006 another process works in the folder; 5008 it holds
+            something else; what a shard raises.
+        InputError: 2105, 2108, 2109 the folder holds another job; 2112 too many bad rows.
+    """
+    options = options or RunOptions()
+    require_free(out)
+    folder = JobFolder(out, sync=options.fsync)
+    with contextlib.closing(backend), contextlib.ExitStack() as stack:
+        with job_faults(out):
+            disk.make_folder(out, sync=options.fsync)
+            stack.enter_context(job_lock(out, sync=options.fsync))
+        return _run(job, folder, backend, machine, options)
 
 
 def drive(
@@ -96,9 +123,66 @@ def drive(
             raise event.error
 
 
-def totals(commits: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Sums over shards."""
-    by_code: Counter[str] = Counter()
-    for commit in commits:
-        by_code.update(commit["errors_by_code"])
-    return {name: sum(c[name] for c in commits) for name in _SUMS} | {"errors_by_code": dict(sorted(by_code.items()))}
+def _run(job: Job, folder: JobFolder, backend: Backend, machine: Machine, options: RunOptions) -> dict[str, Any]:
+    attempt = secrets.token_hex(4)
+    facts = describe_job(job.plan, job.options, job.table, job.files)
+    shards = len(job.plan.shards)
+    opened = open_job(folder, facts, shards, attempt, overwrite=options.overwrite, verify=options.verify)
+    if opened.finished is None:
+        try:
+            if len(opened.done) < shards:
+                _run_shards(job, folder, backend, options, opened, _spec(job, folder, machine, opened, attempt))
+            manifest = _manifest(folder, opened, shards)
+            folder.finish(attempt, manifest)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                backend.close()
+                disk.remove_tree(folder.path / TMP / attempt)
+            raise
+    else:
+        manifest = opened.finished
+    folder.clean()
+    return manifest
+
+
+def _spec(job: Job, folder: JobFolder, machine: Machine, opened: Opened, attempt: str) -> JobSpec:
+    home = folder.path.absolute()
+    plan = home / TMP / attempt / "plan.json"
+    job.plan.save(plan)
+    return JobSpec(
+        folder=str(home),
+        attempt=attempt,
+        plan=str(plan),
+        bundle=str(job.bundle.absolute()),
+        machine=machine,
+        options=job.options,
+        table=job.table,
+        fingerprint=opened.job["fingerprint"],
+        fsync=folder.sync,
+    )
+
+
+def _run_shards(
+    job: Job, folder: JobFolder, backend: Backend, options: RunOptions, opened: Opened, spec: JobSpec
+) -> None:
+    rows, totals, where = job.plan.rows, opened.totals, str(folder.path)
+    options.budget.check(totals["errors"], rows, where)
+    pending = [s.number for s in job.plan.shards if s.number not in opened.done]
+    with job_progress(folder, spec.attempt, rows, totals) as progress:
+        for facts in drive(backend, spec, pending, progress.on_rows):
+            totals.add(facts)
+            progress.committed(facts)
+            options.budget.check(totals["errors"], rows, where)
+
+
+def _manifest(folder: JobFolder, opened: Opened, shards: int) -> dict[str, Any]:
+    """Made of the commit records as they are on the disk, not as they were told."""
+    commits = []
+    for number in range(shards):
+        try:
+            commits.append(folder.read_commit(number))
+        except FileNotFoundError as e:
+            what = "a commit record is gone"
+            fix = "nobody else may change the folder while the job runs; run the same command again"
+            raise InputError(2108, what, where=str(folder.commit_file(number)), fix=fix) from e
+    return {**opened.job, "shards": commits, "totals": opened.totals.to_json()}

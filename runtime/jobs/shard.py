@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
-from ...core.errors import EnvironmentFault, InputError, LatentWireError, RowError
+from ...core.errors import EXIT_IO, EnvironmentFault, LatentWireError, RowError
 from .. import wire
 from ..compress import Compressed
 from ..options import CompressOptions
@@ -24,6 +24,9 @@ class Encoder(Protocol):
         self, texts: Sequence[str], options: CompressOptions, names: Sequence[str]
     ) -> list[Compressed | LatentWireError]:
         """One result or error a text, in order."""
+
+    def describe(self) -> dict[str, str]:
+        """What computes, by name, for the commit record."""
 
 
 def compress_rows(
@@ -108,15 +111,21 @@ def _error_row(record: Record, error: LatentWireError) -> dict[str, Any]:
     return {"custom_id": record.custom_id, "error_code": error.label, "error_message": printable(error)} | text | raw
 
 
-def verify_table(path: Path, rows: int) -> None:
-    """Read a table that was just written, every checksum and row of it.
+def verify_table(data: bytes, rows: int, path: Path) -> None:
+    """Check the bytes of a table that was just written: footer, every checksum, every row.
 
     Raises:
-        InputError: 2102 it does not hold what was written.
+        EnvironmentFault: 5007 they are not what was written.
     """
-    found = sum(1 for _ in read_table(path))
+    try:
+        found = sum(1 for _ in read_table(path, data))
+        said = f"expected {rows} rows, got {found}"
+    except LatentWireError as e:
+        found, said = -1, str(e)
     if found != rows:
-        raise InputError(2102, "table was not written whole", where=str(path), expected=f"expected {rows}, got {found}")
+        what = "a table reads back otherwise than it was written"
+        fix = "look at the system's log; choose another disk"
+        raise EnvironmentFault(5007, what, where=str(path), expected=said, fix=fix, exit_code=EXIT_IO)
 
 
 def describe_input(plan: Plan, shard: Shard) -> dict[str, Any]:

@@ -11,7 +11,7 @@ import struct
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, BinaryIO, Final
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -106,7 +106,7 @@ def payload_of(message: Message) -> bytes:
     return b"".join(_U32.pack(len(p)) + p for p in payloads)
 
 
-def write_table(path: Path, rows: Sequence[dict[str, Any]], info: TableInfo) -> None:
+def write_table(file: Path | BinaryIO, rows: Sequence[dict[str, Any]], info: TableInfo) -> None:
     """Write rows (column name to value) as one Parquet file; not atomic, see ``commit``."""
     facts = {
         "format": FORMAT,
@@ -119,7 +119,7 @@ def write_table(path: Path, rows: Sequence[dict[str, Any]], info: TableInfo) -> 
     table = pa.table({name: pa.array([r[name] for r in rows], t) for name, t in _COLUMNS.items()}, schema=schema)
     pq.write_table(
         table,
-        path,
+        file,
         row_group_size=ROW_GROUP,
         compression="none",
         use_dictionary=["source_file", "status", "error_code"],
@@ -138,14 +138,18 @@ def read_info(path: Path) -> TableInfo:
         return _info(path, file)
 
 
-def read_table(path: Path) -> Iterator[StoredRow]:
+def read_table(path: Path, data: bytes | None = None) -> Iterator[StoredRow]:
     """Rows in order, each checked as a frame.
+
+    Args:
+        path: the table.
+        data: its bytes, where they were read already.
 
     Raises:
         InputError: 2101, 2102.
         FrameError: 1104-1109 a payload that no writer made; the place names file and row.
     """
-    with _opened(path) as file:
+    with _opened(path, data) as file:
         info = _info(path, file)
         seen = 0
         try:
@@ -160,9 +164,10 @@ def read_table(path: Path) -> Iterator[StoredRow]:
             raise damaged(str(path), ValueError(f"expected {info.rows} rows, got {seen}"))
 
 
-def _opened(path: Path) -> Any:
+def _opened(path: Path, data: bytes | None = None) -> Any:
+    source = path if data is None else pa.BufferReader(data)
     try:
-        return pq.ParquetFile(path, page_checksum_verification=True)
+        return pq.ParquetFile(source, page_checksum_verification=True)
     except (*FAULTS, OSError) as e:
         raise damaged(str(path), e) from e
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import asdict, dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Final, Protocol
 
@@ -22,6 +23,8 @@ from .table import TableInfo, write_table
 
 GROUP: Final = 128
 """Rows compressed together; sorted by length among themselves. Part of the job's fingerprint."""
+VERSIONS: Final = {name: version(name) for name in ("latentwire", "pyarrow", "numpy")}
+"""Of what wrote a shard; stands in its commit."""
 
 
 @dataclass(frozen=True)
@@ -122,7 +125,7 @@ def run_shard(
 
     Raises:
         InputError: 2105 and what reading raises.
-        EnvironmentFault: 5004, 5005 and what the encoder's machine raises.
+        EnvironmentFault: 5004, 5005, 5007 and what the encoder's machine raises.
     """
     plan = load_plan(spec.plan)
     shard = plan.shards[number]
@@ -138,13 +141,26 @@ def run_shard(
         failed += [error] if error else []
         if len(table) % GROUP == 0 or len(table) == len(records):
             on_rows(len(table))
-    folder = JobFolder(Path(spec.folder))
-    size, digest = folder.put(
-        number, lambda path: write_table(path, table, spec.table), lambda path: verify_table(path, len(table))
-    )
-    folder.put_errors(number, failed)
-    facts = {"shard": number, "bytes": size, "sha256": digest, **describe_input(plan, shard), **count_rows(table)}
-    folder.commit(number, facts)
+    folder = JobFolder(Path(spec.folder), sync=spec.fsync)
+    facts = {
+        "shard": number,
+        "fingerprint": spec.fingerprint,
+        "fsync": spec.fsync,
+        **encoder.describe(),
+        "device": spec.machine.device.partition(":")[0],
+        "versions": VERSIONS,
+        **describe_input(plan, shard),
+        **count_rows(table),
+        **({"poison": sorted(poison)} if poison else {}),
+        **folder.put_table(
+            number,
+            spec.attempt,
+            lambda file: write_table(file, table, spec.table),
+            lambda data: verify_table(data, len(table), folder.part(number)),
+        ),
+        **folder.put_errors(number, spec.attempt, failed),
+    }
+    folder.commit(number, spec.attempt, facts)
     return facts
 
 

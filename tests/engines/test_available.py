@@ -29,7 +29,7 @@ def test_what_is_missing_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "torch", None)
     found = tried("torch-ref", *CHECKS["torch-ref"])
     cure = "package not installed; torch; pip install 'latentwire[train]'"
-    assert found == Availability("torch-ref", "--backend torch-ref", False, cure)
+    assert found == Availability("torch-ref", "--engine torch-ref", False, cure)
 
 
 def test_the_command() -> None:

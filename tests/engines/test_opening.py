@@ -52,7 +52,7 @@ def test_choice(toy: Bundle, dtype: str, plans: bool, device: str, backend: str,
 @pytest.mark.parametrize(
     ("dtype", "device", "backend", "said"),
     [
-        ("bfloat16", "cpu", "auto", "--backend torch-ref"),
+        ("bfloat16", "cpu", "auto", "--engine torch-ref"),
         ("bfloat16", "cpu", "ort", "ONNX Runtime has no kernels on a CPU"),
         ("float32", "cpu", "toy", "the bundle is of family llama"),
     ],

@@ -183,7 +183,7 @@ def failing(words: Sequence[object], code: int, status: int) -> str:
 
 def test_errors_of_whole_commands(docs: str, out: Path, toy_bundle: Path, other_bundle: Path, tmp_path: Path) -> None:
     ask = ("--question", "When?", "-q")
-    failing(("compress", docs, "-o", out, "-b", toy_bundle), 5008, 5)
+    failing(("compress", docs, "-o", out, "-b", toy_bundle, "--codec", "f16"), 2109, 5)
     failing(("compress", "absent.jsonl", "-o", tmp_path / "x", "-b", toy_bundle, "-q"), 2106, 5)
     failing(("compress", docs, "-o", tmp_path / "x", "-b", tmp_path, "-q"), 4001, 5)
     failing(("compress", docs, "-o", tmp_path / "x", "-b", toy_bundle, "--latents", 65, "-q"), 2111, 5)
@@ -218,10 +218,11 @@ def test_no_question_is_a_usage_error(out: Path, toy_bundle: Path) -> None:
 
 def test_tracebacks_only_with_debug(docs: str, out: Path, toy_bundle: Path) -> None:
     words = [sys.executable, "-m", "latentwire.cli", "compress", docs, "-o", str(out), "-b", str(toy_bundle)]
+    words += ["--codec", "f16", "-q"]
     plain = subprocess.run(words, capture_output=True, text=True, check=False)
     assert plain.returncode == 5
     assert "Traceback" not in plain.stderr
-    assert plain.stderr.startswith("LW-5008 ")
+    assert plain.stderr.startswith("LW-2109 ")
     shown = subprocess.run([*words, "--debug"], capture_output=True, text=True, check=False)
     assert shown.returncode == 5
     assert "Traceback" in shown.stderr

@@ -21,12 +21,13 @@ from latentwire.runtime import message, wire
 from latentwire.runtime.codec import Codec
 from latentwire.runtime.jobs import reader, streams, table
 from latentwire.runtime.jobs.commit import JobFolder
-from latentwire.runtime.jobs.plan import make_plan
+from latentwire.runtime.jobs.inprocess import InProcess
+from latentwire.runtime.jobs.plan import Plan, make_plan
 from latentwire.runtime.jobs.reader import read_rows
 from latentwire.runtime.jobs.records import Fields
-from latentwire.runtime.jobs.run import plan_job, run_job
+from latentwire.runtime.jobs.run import RunOptions, describe, plan_job, run_job
 from latentwire.runtime.jobs.source import open_source, read_frame_file
-from latentwire.runtime.options import CompressOptions
+from latentwire.runtime.options import CompressOptions, Machine
 from latentwire.runtime.pipeline import Pipeline
 
 Lines = list[dict[str, Any] | bytes]
@@ -48,7 +49,12 @@ def run(
 ) -> dict[str, Any]:
     fields = kw.pop("fields", Fields())
     plan = plan_job(names, fields, kw.pop("shard_rows", 4096))
-    return run_job(plan, out, pipe, options or CompressOptions(), **kw)
+    return finish(pipe, plan, out, options, **kw)
+
+
+def finish(pipe: Pipeline, plan: Plan, out: Path, options: CompressOptions | None = None, **kw: Any) -> dict[str, Any]:
+    job = describe(plan, pipe.bundle, options or CompressOptions())
+    return run_job(job, out, InProcess(), Machine(), RunOptions(**kw))
 
 
 def fine(count: int) -> Lines:
@@ -140,7 +146,8 @@ def test_error_rows_can_be_run_again(pipe: Pipeline, tmp_path: Path) -> None:
 
 def test_no_error_folder_where_all_went_well(pipe: Pipeline, tmp_path: Path) -> None:
     run(pipe, [jsonl(tmp_path / "in.jsonl", fine(3))], tmp_path / "out")
-    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["commits", "data", "job.json", "manifest.json"]
+    found = sorted(p.name for p in (tmp_path / "out").iterdir())
+    assert found == ["_LOCK", "commits", "data", "job.json", "manifest.json"]
 
 
 def test_missing_ids_blank_lines_and_byte_order_mark(tmp_path: Path) -> None:
@@ -260,7 +267,7 @@ def test_2105_input_changed_since_the_plan(pipe: Pipeline, tmp_path: Path) -> No
     name = jsonl(tmp_path / "in.jsonl", fine(3))
     plan = make_plan([name], Fields())
     jsonl(tmp_path / "in.jsonl", fine(4))
-    error = stops(2105, lambda: run_job(plan, tmp_path / "out", pipe, CompressOptions()))
+    error = stops(2105, lambda: finish(pipe, plan, tmp_path / "out"))
     assert error.where == name
     stops(2108, lambda: open_source(tmp_path / "out"))
 
@@ -285,16 +292,6 @@ def test_5008_output_folder_not_empty(pipe: Pipeline, tmp_path: Path) -> None:
     stops(5008, lambda: run(pipe, [name], tmp_path / "file"))
 
 
-def test_overwrite_replaces_a_job(pipe: Pipeline, tmp_path: Path) -> None:
-    name = jsonl(tmp_path / "in.jsonl", fine(2))
-    run(pipe, [name], tmp_path / "out")
-    assert "--overwrite" in stops(5008, lambda: run(pipe, [name], tmp_path / "out")).fix
-    run(pipe, [name], tmp_path / "out", CompressOptions(codec="f16"), overwrite=True)
-    row = next(open_source(tmp_path / "out").rows())
-    assert row.message
-    assert row.message.frames[0].codec == 1
-
-
 def test_folders_text_files_and_many_shards(pipe: Pipeline, tmp_path: Path) -> None:
     docs = tmp_path / "docs"
     docs.mkdir()
@@ -315,7 +312,7 @@ def test_same_bytes_every_time(pipe: Pipeline, tmp_path: Path) -> None:
     one, two = (run(pipe, [name], tmp_path / out, shard_rows=6) for out in ("one", "two"))
     assert one == two
     for path in sorted((tmp_path / "one").rglob("*")):
-        if path.is_file():
+        if path.is_file() and path.name != "_LOCK":
             assert path.read_bytes() == (tmp_path / "two" / path.relative_to(tmp_path / "one")).read_bytes()
 
 

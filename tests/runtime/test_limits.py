@@ -85,9 +85,9 @@ def test_2006_answers_must_fit_a_fixed_cache(toy_bundle: Path) -> None:
     [
         (["--device", "cuda"], 6, "LW-5001 this device cannot run the bundle; --device cuda"),
         (["--device", "tpu"], 6, "LW-5001 no such device; --device tpu"),
-        (["--backend", "ort"], 6, "LW-5001 this bundle and this backend do not go together; --backend ort"),
-        (["--backend", "vllm"], 2, "vllm"),
-        (["--backend", "toy", "--device", "cpu"], 0, ""),
+        (["--engine", "ort"], 6, "LW-5001 this bundle and this backend do not go together; --engine ort"),
+        (["--engine", "vllm"], 2, "vllm"),
+        (["--engine", "toy", "--device", "cpu"], 0, ""),
     ],
 )
 def test_the_command_line_passes_it_on(
