@@ -16,8 +16,10 @@ from ..core.errors import BundleError
 from .tensors import GraphSpec, TensorSpec
 
 FORMAT: Final = "latentwire-bundle"
-VERSION: Final = 2
-"""1: before flavours, fixed capacities and plans; still read."""
+VERSION: Final = 3
+"""1: before flavours, fixed capacities and plans; 2: before features; both are still read."""
+LATER: Final[dict[int, dict[str, Any]]] = {1: {"flavour": "dual", "capacity": 0, "plans": {}}, 2: {"features": {}}}
+"""Keys that came after a version, and what bundles of that version meant."""
 
 T = TypeVar("T")
 
@@ -121,6 +123,8 @@ class Manifest:
         flavour: attention node of the decoder: ``dual``, ``mask`` or ``gqa``.
         capacity: cache slots a row that the decoder graph is fixed to; 0: any.
         plans: by part, graphs compiled for TensorRT.
+        features: by kind, what is at work beside the adapter where latents stand in a prompt: ``sha256`` of its weights
+            in the checkpoint, and what an engine must know of it.
         fingerprint: SHA-256 of everything above; filled by ``seal``.
     """
 
@@ -135,6 +139,7 @@ class Manifest:
     flavour: str = "dual"
     capacity: int = 0
     plans: Mapping[str, PlanInfo] = field(default_factory=dict)
+    features: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     fingerprint: str = ""
 
     def to_json(self) -> dict[str, Any]:
@@ -153,6 +158,7 @@ class Manifest:
             "flavour": self.flavour,
             "capacity": self.capacity,
             "plans": {part: asdict(plan) for part, plan in self.plans.items()},
+            "features": {kind: dict(facts) for kind, facts in self.features.items()},
         }
         return {**body, "fingerprint": body_fingerprint(body)}
 
@@ -206,10 +212,11 @@ def parse(data: bytes, where: str) -> Manifest:
 
 
 def _build(body: dict[str, Any]) -> Manifest:
+    absent: dict[str, Any] = {k: v for n, keys in LATER.items() if body["version"] <= n for k, v in keys.items()}
     known = {f.name for f in fields(Manifest)} | {"format", "version"}
-    if unknown := set(body) - known:
+    if unknown := set(body) - (known - set(absent)):
         raise ValueError(f"unknown keys {sorted(unknown)}")
-    later: dict[str, Any] = {"flavour": "dual", "capacity": 0, "plans": {}} if body["version"] == 1 else body
+    given = body | absent
     manifest = Manifest(
         files=_table(body["files"], lambda v: _record(FileEntry, v)),
         encoder=_record(EncoderInfo, body["encoder"]),
@@ -219,9 +226,10 @@ def _build(body: dict[str, Any]) -> Manifest:
         precision=_is(str, body["precision"]),
         quality=_is(dict, body["quality"]),
         versions=_table(body["versions"], lambda v: _is(str, v)),
-        flavour=_is(str, later["flavour"]),
-        capacity=_is(int, later["capacity"]),
-        plans=_table(later["plans"], lambda v: _record(PlanInfo, v)),
+        flavour=_is(str, given["flavour"]),
+        capacity=_is(int, given["capacity"]),
+        plans=_table(given["plans"], lambda v: _record(PlanInfo, v)),
+        features=_table(given["features"], lambda v: _is(dict, v)),
         fingerprint=_is(str, body["fingerprint"]),
     )
     bytes.fromhex(manifest.encoder.fingerprint)

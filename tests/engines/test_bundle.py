@@ -144,21 +144,24 @@ def test_manifest_without_a_known_version(folder: Path, version: object) -> None
 
 
 def test_later_version(folder: Path) -> None:
-    edit(folder, lambda body: body.update(version=3, anything="else"))
+    edit(folder, lambda body: body.update(version=4, anything="else"))
     fails(folder, 4009)
 
 
-def test_version_1(folder: Path) -> None:
-    """Bundles written before flavours and plans are read as what they were."""
+@pytest.mark.parametrize(("version", "absent"), [(1, ("flavour", "capacity", "plans", "features")), (2, ("features",))])
+def test_earlier_versions(folder: Path, version: int, absent: tuple[str, ...]) -> None:
+    """Bundles written before flavours and plans, or before features, are read as what they were."""
 
     def older(body: dict[str, Any]) -> None:
-        body["version"] = 1
-        for key in ("flavour", "capacity", "plans"):
+        body["version"] = version
+        for key in absent:
             del body[key]
 
     edit(folder, older)
     manifest = read_bundle(folder).manifest
-    assert (manifest.flavour, manifest.capacity, manifest.plans) == ("dual", 0, {})
+    assert (manifest.flavour, manifest.capacity, manifest.plans, manifest.features) == ("dual", 0, {}, {})
+    edit(folder, lambda body: body.update(features={}))
+    fails(folder, 4001)
 
 
 def test_manifest_changed_by_hand(folder: Path) -> None:
