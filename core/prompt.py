@@ -5,6 +5,8 @@ A prompt is a row of positions. Each position is either a token of the LLM or a 
 ``ids`` (the token, 0 where a row stands) and ``row_index`` (which adapter row, -1 where a token stands).
 
     BOS  Z_0 .. Z_{M-1}  task_0 .. task_{K-1}  "\\nQuestion: ..." "\\nAnswer:"
+
+Learned rows of the LLM (prefix tuning) stand between BOS and the latents.
 """
 
 from __future__ import annotations
@@ -60,13 +62,16 @@ def question_ids(encode: Encode, question: str) -> list[int]:
     return encode(QUESTION_TEMPLATE.format(question=question))
 
 
-def latent_prompt(bos: Sequence[int], latents: int, capacity: int, task_tokens: int, question: Sequence[int]) -> Prompt:
-    """BOS, the first ``latents`` rows, the task rows, then the question.
+def latent_prompt(
+    bos: Sequence[int], latents: int, capacity: int, task_tokens: int, question: Sequence[int], front: int = 0
+) -> Prompt:
+    """BOS, the last ``front`` rows, the first ``latents`` rows, the task rows, then the question.
 
-    The adapter returns ``capacity + task_tokens`` rows: a text shorter than ``capacity`` tokens has fewer
+    The adapter returns ``capacity + task_tokens + front`` rows: a text shorter than ``capacity`` tokens has fewer
     latents, and the rows between its last latent and the task rows are not read.
     """
-    return join([bos, range(latents), range(capacity, capacity + task_tokens), question])
+    behind = capacity + task_tokens
+    return join([bos, range(behind, behind + front), range(latents), range(capacity, behind), question])
 
 
 def text_prompt(

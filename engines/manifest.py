@@ -77,7 +77,7 @@ class LlmInfo:
 
 @dataclass(frozen=True)
 class AdapterInfo:
-    """The adapter: ``task_tokens`` (K) rows follow the M rows made from latents."""
+    """The adapter: ``task_tokens`` (K) rows follow the M rows made from latents, then those of features."""
 
     kind: str
     task_tokens: int
@@ -141,6 +141,11 @@ class Manifest:
     plans: Mapping[str, PlanInfo] = field(default_factory=dict)
     features: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     fingerprint: str = ""
+
+    @property
+    def front_rows(self) -> int:
+        """V: rows of the adapter that stand before the latents (prefix tuning); they come behind the task rows."""
+        return _is(int, self.features["prefix_tuning"].get("rows")) if "prefix_tuning" in self.features else 0
 
     def to_json(self) -> dict[str, Any]:
         """The JSON object that the manifest holds."""
@@ -233,6 +238,8 @@ def _build(body: dict[str, Any]) -> Manifest:
         fingerprint=_is(str, body["fingerprint"]),
     )
     bytes.fromhex(manifest.encoder.fingerprint)
+    if manifest.front_rows < 0:
+        raise ValueError(f"prefix_tuning has {manifest.front_rows} rows")
     if body_fingerprint(body) != manifest.fingerprint:
         raise BundleError(
             4007,

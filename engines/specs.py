@@ -47,7 +47,7 @@ def encoder_spec(d_z: int) -> GraphSpec:
 
 
 def adapter_spec(d_z: int, hidden: int) -> GraphSpec:
-    """Latents to rows: R = M + K, the K task rows last."""
+    """Latents to rows: R = M + K + V, the K task rows behind the latents', then V rows that stand before them."""
     inputs = (TensorSpec("latents", "float32", ("B", "M", d_z)),)
     return GraphSpec(inputs, (TensorSpec("rows", "float32", ("B", "R", hidden)),))
 
@@ -59,6 +59,13 @@ def quantiser_specs(d_z: int, code_dims: int) -> dict[str, GraphSpec]:
     if not code_dims:
         return {}
     return {"quantise": GraphSpec((latents,), (codes,)), "dequantise": GraphSpec((codes,), (latents,))}
+
+
+def prefix_spec(llm: DecoderSizes, d_z: int) -> GraphSpec:
+    """Latents to rotated keys and values of every layer."""
+    slots: tuple[Dim, ...] = ("B", llm.num_layers, llm.num_kv_heads, "P", llm.head_dim)
+    outputs = (TensorSpec("keys", "float32", slots), TensorSpec("values", "float32", slots))
+    return GraphSpec((TensorSpec("latents", "float32", ("B", "M", d_z)),), outputs)
 
 
 def splice_spec(hidden: int) -> GraphSpec:

@@ -68,7 +68,9 @@ def _batch(engine: Engine, questions: Sequence[Question], kind: str, most: int) 
     task = m.adapter.task_tokens
     if kind == "latents":
         rows, counts, capacity = _latents(engine, [q.context for q in questions])
-        prompts = [latent_prompt(m.llm.bos, n, capacity, task, q) for n, q in zip(counts, asked, strict=True)]
+        prompts = [
+            latent_prompt(m.llm.bos, n, capacity, task, q, m.front_rows) for n, q in zip(counts, asked, strict=True)
+        ]
     else:
         rows, capacity = engine.adapt(np.zeros((len(questions), 1, m.encoder.d_z), np.float32)), 1
         cut = [encode(q.context)[: m.encoder.max_tokens] for q in questions]

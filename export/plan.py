@@ -50,7 +50,7 @@ class Job:
         llm: sizes of the language model.
         text: longest text of the encoder, in tokens.
         latents: largest M.
-        task_tokens: K; splice reads up to M + K rows.
+        task_tokens: K, with V rows of prefix tuning; splice reads up to M + K + V rows.
         workspace: bytes of scratch memory that kernels may use; None: TensorRT's own limit.
     """
 

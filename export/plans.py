@@ -46,7 +46,7 @@ def add_plans(bundle: Bundle, target: Target) -> Manifest:
     m = bundle.manifest
     if not target.compiled:
         return m
-    sizes = (m.encoder.max_tokens, m.encoder.latents, m.adapter.task_tokens)
+    sizes = (m.encoder.max_tokens, m.encoder.latents, m.adapter.task_tokens + m.front_rows)
     return replace(m, plans={part: write_plan(Job(part, bundle.path, target, m.llm, *sizes)) for part in COMPILED})
 
 

@@ -1,7 +1,7 @@
 """Latents of several requests to rows of the LLM's embedding space.
 
-In: one array [m,d_z] per request, lengths may differ. Out: rows f32 [B,R+K,H] and R, the latents' capacity:
-request b owns rows 0..m-1, and the K task rows stand at R. Knows nothing of prompts.
+In: one array [m,d_z] per request, lengths may differ. Out: rows f32 [B,R+K+V,H] and R, the latents' capacity:
+request b owns rows 0..m-1, the K task rows stand at R, and behind them the V rows of prefix tuning. Knows nothing of prompts.
 """
 
 from __future__ import annotations

@@ -59,6 +59,7 @@ class Generator:
         self._llm = engine.bundle.manifest.llm
         self._fixed = engine.bundle.manifest.capacity
         self._task_tokens = engine.bundle.manifest.adapter.task_tokens
+        self._front = engine.bundle.manifest.front_rows
 
     def answers(
         self,
@@ -115,8 +116,11 @@ class Generator:
         return min(self._fixed, self._llm.max_positions) if self._fixed else self._llm.max_positions
 
     def _need(self, request: Request, options: GenerateOptions) -> int:
-        fixed = len(self._llm.bos) + self._task_tokens + options.max_new_tokens
-        return fixed + request.context_positions + len(request.question)
+        return self._prompt_positions(request) + options.max_new_tokens
+
+    def _prompt_positions(self, request: Request) -> int:
+        front = self._front if len(request.latents) else 0
+        return len(self._llm.bos) + front + request.context_positions + self._task_tokens + len(request.question)
 
     def _batches(self, requests: Sequence[Request], options: GenerateOptions) -> list[list[int]]:
         size = 4 if self._llm.dtype == "float32" else 2
@@ -140,7 +144,7 @@ class Generator:
         return [self._finished(r, g) for r, g in zip(requests, growing, strict=True)]
 
     def _finished(self, request: Request, growing: Growing) -> Answer:
-        prompt = len(self._llm.bos) + self._task_tokens + request.context_positions + len(request.question)
+        prompt = self._prompt_positions(request)
         stop = growing.stopped or "length"
         return Answer(growing.text, stop, growing.new_tokens, prompt, request.context_positions)
 
@@ -175,7 +179,7 @@ class Generator:
     def _prompt(self, request: Request, capacity: int) -> Prompt:
         bos, k, question = self._llm.bos, self._task_tokens, request.question
         if len(request.latents):
-            return latent_prompt(bos, len(request.latents), capacity, k, question)
+            return latent_prompt(bos, len(request.latents), capacity, k, question, self._front)
         return text_prompt(bos, request.tokens, capacity, k, question)
 
     def _alloc(self, batch: int, positions: int) -> Buffers:

@@ -164,6 +164,14 @@ def test_earlier_versions(folder: Path, version: int, absent: tuple[str, ...]) -
     fails(folder, 4001)
 
 
+@pytest.mark.parametrize("rows", [-1, "3", 1.5, None, True])
+def test_impossible_front_rows(folder: Path, rows: object) -> None:
+    edit(folder, lambda body: body.update(features={"prefix_tuning": {"rows": 3}}))
+    assert read_bundle(folder).manifest.front_rows == 3
+    edit(folder, lambda body: body.update(features={"prefix_tuning": {"rows": rows}}))
+    fails(folder, 4001)
+
+
 def test_manifest_changed_by_hand(folder: Path) -> None:
     edit(folder, lambda body: body["encoder"].update(max_tokens=999), reseal=False)
     assert fails(folder, 4007).what == "manifest was changed after export"
