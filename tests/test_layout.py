@@ -48,6 +48,7 @@ FENCES: dict[str, list[str]] = {
     "peft": ["training/*"],
     "platformdirs": ["models/*", "core/*"],
     "psutil": ["benchmarks/*", "training/*"],
+    "fsspec": ["runtime/jobs/remote.py"],
     "pyarrow": ["runtime/jobs/*", "training/data*"],
     "ray": ["runtime/jobs/ray_backend.py"],
     "safetensors": ["models/*", "engines/*", "export/*", "training/*"],

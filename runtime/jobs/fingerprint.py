@@ -39,6 +39,7 @@ def describe_job(plan: Plan, options: CompressOptions, table: TableInfo, files: 
         "options": {k: v for k, v in asdict(options).items() if k != "latents"},
         "group": GROUP,
         "inputs": [{"name": f.name, "bytes": f.size, "sha256": f.sha256, "rows": f.rows} for f in plan.files],
+        "skipped": list(plan.skipped),
         "fields": asdict(plan.fields),
         "shard_rows": plan.shard_rows,
         "shard_count": len(plan.shards),

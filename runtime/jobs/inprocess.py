@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator
 
 from ...core.errors import LatentWireError
 from .shard import Encoder
-from .task import Done, Failed, JobSpec, open_encoder, run_shard
+from .task import Done, Failed, JobSpec, load_plan, open_encoder, run_shard
 
 
 class InProcess:
@@ -30,7 +30,8 @@ class InProcess:
             yield Done(number, facts)
 
     def close(self) -> None:
-        """Free the encoder, where it can be freed."""
+        """Free the encoder, where it can be freed, and the input that is open."""
+        load_plan.cache_clear()
         close = getattr(self._encoder, "close", None)
         self._encoder = None
         if close is not None:

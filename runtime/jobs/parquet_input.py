@@ -1,87 +1,86 @@
-"""Rows of a Parquet file that has a text column and perhaps an id column."""
+"""Rows of a Parquet file. Reading begins at any row group; page checksums are verified where the file has them."""
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Iterator
 from typing import Any, Final
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ...core.errors import InputError, RowError
-from .parse import decode, take_id
-from .records import Fields, Record
-from .streams import unreadable
+from ...core.errors import InputError
+from .batches import BatchRows, table_faults
+from .records import Fields
+from .storage import is_url, open_binary
+from .streams import BOMB_FLOOR, BOMB_RATIO
 
-FAULTS: Final = (pa.ArrowException, ValueError, KeyError, IndexError, OverflowError)
-"""What pyarrow raises for damaged files, OSError apart."""
+BATCH_ROWS: Final = 256
+BATCH_BYTES: Final = 256 << 20
+"""Bytes of decoded values in one batch, at most."""
+_SAID_ONCE: Final = {"PLAIN", "RLE", "BIT_PACKED"}
+"""Encodings that cannot make one value stand for many."""
 
 
-def read_parquet(name: str, fields: Fields, start: int, stop: int | None) -> Iterator[Record]:
-    """Rows ``start`` to ``stop`` (from 0); page checksums are verified where the file has them.
+class ParquetRows(BatchRows):
+    """See ``BatchRows``.
 
     Raises:
-        InputError: 2101 a column is missing or of a wrong type; 2102 damaged; 2106 unreadable.
+        InputError: 2101 a column is missing or of a wrong type; 2102 damaged, or a row group that grows beyond reason
+            when it is unpacked; 2106 unreadable. Also while rows are read.
     """
-    try:
-        with pq.ParquetFile(name, page_checksum_verification=True) as file:
-            column, id_column = _columns(name, file.schema_arrow, fields)
-            index = 0
-            for batch in file.iter_batches(batch_size=256, columns=[c for c in (column, id_column) if c]):
-                if stop is not None and index >= stop:
-                    return
-                if index + len(batch) > start:
-                    for row in _rows(name, batch, column, id_column, index):
-                        if row.source_row > start and (stop is None or row.source_row <= stop):
-                            yield row
-                index += len(batch)
-    except FAULTS as e:
-        raise damaged(name, e) from e
-    except OSError as e:
-        # Arrow reports damaged pages and unreadable files with the same class; only the latter has an errno.
-        raise (unreadable(name, e) if e.errno else damaged(name, e)) from e
 
+    def __init__(self, name: str, fields: Fields) -> None:
+        super().__init__(name, fields)
+        self._raw = open_binary(name)
+        weakref.finalize(self, self._raw.close)
+        with table_faults(name):
+            try:
+                source = pa.PythonFile(self._raw, mode="r") if is_url(name) else name
+                self._file = pq.ParquetFile(source, page_checksum_verification=True)
+                self._choose(self._file.schema_arrow)
+            except BaseException:
+                self._raw.close()
+                raise
+            metadata = self._file.metadata
+            self._starts = [0]
+            for group in range(metadata.num_row_groups):
+                self._starts.append(self._starts[-1] + metadata.row_group(group).num_rows)
+        self.seek((0,))
 
-def damaged(name: str, error: Exception) -> InputError:
-    """2102 with the first line of what Arrow says."""
-    said = str(error).splitlines()[0][:300] if str(error) else type(error).__name__
-    return InputError(2102, "Parquet file is damaged", where=name, expected=said, fix="write or copy the file again")
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+        self._raw.close()
 
+    def _batches_from(self, row: int) -> tuple[Iterator[Any], int]:
+        group = self._group_of(row)
+        return self._groups(group), self._starts[group]
 
-def _columns(name: str, schema: Any, fields: Fields) -> tuple[str, str | None]:
-    found = {field.name: field.type for field in schema}
-    text_types = (pa.types.is_string, pa.types.is_large_string)
-    id_column = next((c for c in (fields.id, "id") if c in found), None)
-    wrong = fields.text not in found or not any(is_type(found[fields.text]) for is_type in text_types)
-    if id_column and not (pa.types.is_integer(found[id_column]) or any(t(found[id_column]) for t in text_types)):
-        wrong = True
-    if wrong:
-        got = ", ".join(f"{n} {t}" for n, t in found.items())
-        expected = f"expected {fields.text} string and perhaps {fields.id} string, got {got}"
-        fix = "name the columns with --text-field and --id-field"
-        raise InputError(2101, "Parquet file has other columns", where=name, expected=expected, fix=fix)
-    return fields.text, id_column
+    def _groups(self, first: int) -> Iterator[Any]:
+        for group in range(first, len(self._starts) - 1):
+            rows = self._batch_rows(group)
+            yield from self._file.iter_batches(batch_size=rows, row_groups=[group], columns=self._columns)
 
+    def _group_of(self, row: int) -> int:
+        return next((g for g in range(len(self._starts) - 1) if row < self._starts[g + 1]), len(self._starts) - 1)
 
-def _rows(name: str, batch: Any, column: str, id_column: str | None, first: int) -> Iterator[Record]:
-    texts = batch.column(column).cast(pa.large_binary()).to_pylist()
-    ids = batch.column(id_column) if id_column else None
-    if ids is not None and not pa.types.is_integer(ids.type):
-        ids = ids.cast(pa.large_binary())
-    names = ids.to_pylist() if ids is not None else [None] * len(texts)
-    for offset, (text, identifier) in enumerate(zip(texts, names, strict=True)):
-        yield _row(name, first + offset + 1, text, identifier, column)
+    def _is_near(self, row: int) -> bool:
+        return self._group_of(row) == self._group_of(self._row)
 
-
-def _row(name: str, number: int, text: bytes | None, identifier: bytes | int | None, column: str) -> Record:
-    place = f"{name}:{number}"
-    found: str | None = None
-    try:
-        value = decode(identifier, place) if isinstance(identifier, bytes) else identifier
-        found = take_id({"id": value}, "id", place)
-        where = f"{place} (id {found})" if found else place
-        if text is None:
-            raise RowError(2004, f"field {column!r} is not text", where=where, expected="expected text, got null")
-        return Record(found or place, name, number, decode(text, where))
-    except RowError as e:
-        return Record(found or place, name, number, None, e, (text or b"")[:1000])
+    def _batch_rows(self, group: int) -> int:
+        """Rows to decode at once, so that a dictionary whose entries stand for many rows cannot fill the memory."""
+        found = self._file.metadata.row_group(group)
+        largest = 0
+        for number in range(found.num_columns):
+            column = found.column(number)
+            if column.path_in_schema.partition(".")[0] not in self._columns:
+                continue
+            size, packed = column.total_uncompressed_size, column.total_compressed_size
+            if size > BOMB_FLOOR and size > BOMB_RATIO * max(1, packed):
+                what = "table grows beyond reason when it is unpacked"
+                expected = f"expected at most {BOMB_RATIO} times its {packed} bytes, got {size}"
+                raise InputError(2102, what, where=self.name, expected=expected)
+            if not set(column.encodings) <= _SAID_ONCE:
+                largest = max(largest, size)
+        return max(1, min(BATCH_ROWS, BATCH_BYTES // max(1, largest)))

@@ -6,6 +6,7 @@ In: bytes of one line. Out: values, or the one error that describes the line. Kn
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from typing import Any, Final
 
 from ...core.errors import RowError
@@ -107,6 +108,30 @@ def take_text(row: dict[str, Any], name: str, where: str) -> str:
         raise RowError(2004, f"field {name!r} is missing", where=where, expected=expected, fix=fix)
     got = "null" if value is None else type(value).__name__
     raise RowError(2004, f"field {name!r} is not text", where=where, expected=f"expected text, got {got}")
+
+
+def take_columns(row: dict[str, Any], names: Sequence[str], where: str) -> dict[str, str | None]:
+    """Columns to keep: strings as they are, other values as JSON, None for null and what is missing.
+
+    Raises:
+        RowError: 2009 a lone surrogate.
+    """
+    found: dict[str, str | None] = {}
+    for name in names:
+        value = row.get(name)
+        found[name] = value if value is None or isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+        try:
+            (found[name] or "").encode()
+        except UnicodeEncodeError as e:
+            place = f"{where}, character {e.start}"
+            raise RowError(2009, f"field {name!r} holds a lone surrogate", where=place) from e
+    return found
+
+
+def too_large(size: int, limit: int, where: str) -> RowError:
+    """2007."""
+    expected = f"expected at most {limit} bytes, got {size}"
+    return RowError(2007, "text too large", where=where, expected=expected, fix="split it")
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

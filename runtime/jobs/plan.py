@@ -1,58 +1,91 @@
-"""What a job will do, known before it starts: files with digests, rows, ids, shards.
+"""What a job will do, known before it starts: inputs with digests, shards with the places where reading begins.
 
-In: file names. Out: a plan, or the reason why the whole job cannot run. Reads everything once, encodes nothing.
+In: a plan, as ``planner.make_plan`` made it. Out: the rows of any shard, wherever it is read.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Final
 
-from ...core.errors import InputError, LatentWireError
-from ...core.files import atomic_write_json, sha256_file
-from .reader import expand, read_rows
+from ...core.errors import RowError
+from ...core.files import atomic_write_json
+from .ids import MARK
+from .reader import RowReader, open_rows
 from .records import Fields, Record
-from .streams import unreadable
+from .rowbook import RowBook
+from .storage import Stamp, stamp_of
+from .text_folder import changed
 
 SHARD_ROWS: Final = 4096
-FIRST_ROWS: Final = 100
-"""If none of the first rows has a text, the field name is wrong, not the rows."""
+BOOK: Final = ".rows"
+"""Ending of the row book that lies beside a saved plan."""
 
 
 @dataclass(frozen=True)
 class InputFile:
-    """One file as it was when the plan was made."""
+    """One input as it was when the plan was made.
+
+    Attributes:
+        name: of the file; of the first one where several text files are one input.
+        size: bytes.
+        mark: see ``storage.Stamp``; empty for text files, which have one each.
+        sha256: of its bytes.
+        rows: how many it has.
+        kind: see ``inputs.Found``.
+    """
 
     name: str
     size: int
-    mtime_ns: int
+    mark: str
     sha256: str
     rows: int
+    kind: str
 
 
 @dataclass(frozen=True)
 class Shard:
-    """Rows ``start`` to ``start + rows`` of one file; ``first`` is the number of its first row in the job."""
+    """Rows ``start`` to ``start + rows`` of one input; ``first`` is the number of its first row in the job.
+
+    ``at`` is where reading begins, see ``reader.RowReader``.
+    """
 
     number: int
     file: int
     start: int
     rows: int
     first: int
+    at: tuple[int, ...] = ()
+
+
+@dataclass
+class _Open:
+    """The input that was read last, and the number of the row that comes next."""
+
+    file: int
+    row: int
+    rows: RowReader
+    records: Iterator[Record]
 
 
 @dataclass(frozen=True)
 class Plan:
-    """All files, all shards, in input order."""
+    """All inputs, all shards, in input order.
+
+    An input stays open between shards, as neighbours are mostly read by the same process: one that cannot be entered
+    in the middle (a compressed file of one piece) is then read once by each process, not once for each shard.
+    """
 
     files: tuple[InputFile, ...]
     shards: tuple[Shard, ...]
     fields: Fields
     shard_rows: int
+    skipped: tuple[str, ...] = ()
+    book: RowBook | None = field(default=None, compare=False, repr=False)
+    _open: list[_Open] = field(default_factory=list, compare=False, repr=False)
 
     @property
     def rows(self) -> int:
@@ -63,103 +96,88 @@ class Plan:
         """The rows of one shard.
 
         Raises:
-            InputError: 2105 the file is not what was planned; others as ``read_rows``.
+            InputError: 2105 the file is not what was planned; others as ``reader.open_rows``.
         """
         file = self.files[shard.file]
         self._check(file)
-        rows = list(read_rows(file.name, self.fields, shard.start, shard.rows))
+        try:
+            rows = list(self._records(shard))
+        except BaseException:
+            self.close()
+            raise
         self._check(file)
         if len(rows) != shard.rows:
-            raise _changed(file, f"expected {shard.rows} rows from {shard.start + 1}, got {len(rows)}")
-        return rows
+            self.close()
+            raise changed(file.name, f"expected {shard.rows} rows from {shard.start + 1}, got {len(rows)}")
+        return self._renamed(shard, rows)
+
+    def close(self) -> None:
+        """Close the input that is open, if any."""
+        for opened in self._open:
+            opened.rows.close()
+        self._open.clear()
 
     def save(self, path: Path) -> None:
-        """Write the plan where workers find it."""
-        atomic_write_json(path, asdict(self))
+        """Write the plan where workers find it. Raises OSError, EnvironmentFault 5004, 5005, 5007."""
+        own = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("book", "_open")}
+        plain = {**own, "files": [asdict(f) for f in self.files], "shards": [_line(s) for s in self.shards]}
+        atomic_write_json(path, {**plain, "fields": asdict(self.fields), "book": self.book is not None})
+        if self.book:
+            self.book.save(path.with_name(path.name + BOOK))
 
     @classmethod
     def load(cls, path: Path) -> Plan:
         """The plan that ``save`` wrote; raises OSError, ValueError, KeyError, TypeError for anything else."""
         found = json.loads(path.read_bytes())
         files = tuple(InputFile(**f) for f in found["files"])
-        return cls(files, tuple(Shard(**s) for s in found["shards"]), Fields(**found["fields"]), found["shard_rows"])
+        shards = tuple(Shard(n, f, start, rows, first, tuple(at)) for n, f, start, rows, first, at in found["shards"])
+        book = RowBook(path.with_name(path.name + BOOK)) if found["book"] else None
+        return cls(files, shards, Fields(**found["fields"]), found["shard_rows"], tuple(found["skipped"]), book)
+
+    def _records(self, shard: Shard) -> Iterator[Record]:
+        opened = next((o for o in self._open if o.file == shard.file), None)
+        if opened is None:
+            self.close()
+            opened = self._begin(shard.file)
+        if opened.row != shard.start:
+            opened.rows.seek(shard.at)
+            opened.row, opened.records = shard.start, iter(opened.rows)
+        for _ in range(shard.rows):
+            record = next(opened.records, None)
+            if record is None:
+                return
+            opened.row += 1
+            yield record
+
+    def _begin(self, number: int) -> _Open:
+        file, book = self.files[number], self.book
+        members = (lambda row: book.members(number, row)) if book and file.kind == "text" else None
+        rows = open_rows(file.kind, file.name, self.fields, members)
+        self._open.append(_Open(number, 0, rows, iter(rows)))
+        return self._open[0]
+
+    def _renamed(self, shard: Shard, rows: list[Record]) -> list[Record]:
+        """Rows whose id stood before get another name, or an error."""
+        again = self.book.again(shard.first, shard.rows) if self.book else {}
+        for number, rank in again.items():
+            record = rows[number - shard.first]
+            if self.fields.on_duplicate_id == "suffix":
+                rows[number - shard.first] = replace(record, custom_id=suffixed(record.custom_id, rank))
+            else:
+                expected = f"this is row {rank} with the id {record.custom_id!r}"
+                error = RowError(2008, "duplicate id", where=record.where, expected=expected)
+                rows[number - shard.first] = replace(record, error=record.error or error)
+        return rows
 
     def _check(self, file: InputFile) -> None:
-        size, mtime_ns = _stat(file.name)
-        if (size, mtime_ns) != (file.size, file.mtime_ns):
-            raise _changed(file, f"expected {file.size} bytes, got {size}, or written again meanwhile")
+        if file.kind != "text" and (found := stamp_of(file.name)) != Stamp(file.size, file.mark):
+            raise changed(file.name, f"expected {file.size} bytes, got {found.size}, or written again meanwhile")
 
 
-def make_plan(
-    names: Sequence[str], fields: Fields, shard_rows: int = SHARD_ROWS, on_row: Callable[[int], None] = lambda n: None
-) -> Plan:
-    """Read all input once.
-
-    Args:
-        names: files and folders.
-        fields: columns.
-        shard_rows: most rows of a shard.
-        on_row: called with 1 for each row.
-
-    Raises:
-        InputError: 2004 no text in any of the first 100 rows; 2008 an id stands twice; 2101-2106, 2110.
-    """
-    seen: dict[bytes, tuple[int, int]] = {}
-    files: list[InputFile] = []
-    first: list[LatentWireError | None] = []
-    for number, name in enumerate(expand(names)):
-        size, mtime_ns = _stat(name)
-        rows = 0
-        for record in read_rows(name, fields):
-            rows += 1
-            _unique(seen, files, record, number)
-            if len(first) < FIRST_ROWS:
-                first.append(record.error)
-                _some_text(first)
-            on_row(1)
-        files.append(InputFile(name, size, mtime_ns, sha256_file(name), rows))
-    plan = Plan(tuple(files), tuple(_shards(files, shard_rows)), fields, shard_rows)
-    if not plan.rows:
-        raise InputError(2104, "no input", where=", ".join(names), expected="expected at least one row, got none")
-    return plan
+def suffixed(identifier: str, rank: int) -> str:
+    """``a7#2``: the second row with the id ``a7``."""
+    return f"{identifier}{MARK}{rank}"
 
 
-def _shards(files: Sequence[InputFile], shard_rows: int) -> list[Shard]:
-    out: list[Shard] = []
-    first = 0
-    for number, file in enumerate(files):
-        for start in range(0, file.rows, shard_rows):
-            rows = min(shard_rows, file.rows - start)
-            out.append(Shard(len(out), number, start, rows, first))
-            first += rows
-    return out
-
-
-def _unique(seen: dict[bytes, tuple[int, int]], files: Sequence[InputFile], record: Record, number: int) -> None:
-    key = hashlib.blake2b(record.custom_id.encode(), digest_size=16).digest()
-    before = seen.setdefault(key, (number, record.source_row))
-    if before != (number, record.source_row):
-        name = files[before[0]].name if before[0] < len(files) else record.source_file
-        where = f"{record.source_file}:{record.source_row} and {name}:{before[1]}"
-        expected = f"expected ids to be unique, got {record.custom_id!r} twice"
-        raise InputError(2008, "duplicate id", where=where, expected=expected, fix="rename or drop one of the rows")
-
-
-def _some_text(first: Sequence[LatentWireError | None]) -> None:
-    last = first[-1]
-    if last is not None and len(first) == FIRST_ROWS and all(e is not None and e.code == 2004 for e in first):
-        what = f"none of the first {FIRST_ROWS} rows has a text"
-        raise InputError(2004, what, where=last.where, expected=last.expected, fix=last.fix)
-
-
-def _stat(name: str) -> tuple[int, int]:
-    try:
-        found = Path(name).stat()
-    except OSError as e:
-        raise unreadable(name, e) from e
-    return found.st_size, found.st_mtime_ns
-
-
-def _changed(file: InputFile, expected: str) -> InputError:
-    fix = "let nothing write to the input while the job runs, and start again"
-    return InputError(2105, "input changed since the plan", where=file.name, expected=expected, fix=fix)
+def _line(shard: Shard) -> list[object]:
+    return [shard.number, shard.file, shard.start, shard.rows, shard.first, list(shard.at)]

@@ -7,13 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
-from typing import BinaryIO
 
 from ...core.errors import InputError, LatentWireError, RowError
 from .parse import parse_object, take_id, take_text
 from .records import ROW_LIMIT
-from .streams import lines, open_bytes
+from .streams import LineReader
 
 
 @dataclass(frozen=True)
@@ -38,15 +36,15 @@ def read_questions(name: str) -> list[Question]:
     Raises:
         InputError: 2103, 2106; 2104 no line in it.
     """
-    with open_bytes(Path(name), name) as stream:
-        found = list(_questions(name, stream))
+    with LineReader(name, ROW_LIMIT) as lines:
+        found = list(_questions(name, lines))
     if not found:
         raise InputError(2104, "no input", where=name, expected="expected at least one question")
     return found
 
 
-def _questions(name: str, stream: BinaryIO) -> Iterator[Question]:
-    for line in lines(stream, ROW_LIMIT):
+def _questions(name: str, lines: LineReader) -> Iterator[Question]:
+    for line in lines:
         where = f"{name}:{line.number}"
         row: str | None = None
         try:

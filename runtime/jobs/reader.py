@@ -1,120 +1,114 @@
-"""Input files to rows, in order, with every unusable row in its place.
-
-JSONL (plain, .gz, .zst), Parquet, plain text (one document a file), or a folder of these.
-"""
+"""One input file to rows, in order, with every unusable row in its place; reading can go on at any row found before."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
-from typing import Final
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
+from typing import Protocol
 
-from ...core.errors import InputError, RowError
-from ..options import MAX_TEXT_BYTES
-from .parse import decode, parse_object, take_id, take_text
+from ...core.errors import RowError
+from .inputs import kind_of
+from .parse import parse_object, take_columns, take_id, take_text, too_large
 from .records import ROW_LIMIT, Fields, Record
-from .streams import Line, lines, open_bytes, unreadable
-
-KINDS: Final = {
-    ".jsonl": "jsonl",
-    ".ndjson": "jsonl",
-    ".jsonl.gz": "jsonl",
-    ".jsonl.zst": "jsonl",
-    ".ndjson.gz": "jsonl",
-    ".ndjson.zst": "jsonl",
-    ".parquet": "parquet",
-    ".txt": "text",
-    ".md": "text",
-}
+from .storage import Stamp
+from .streams import Line, LineReader, Place
+from .text_folder import Member, TextRows
 
 
-def expand(paths: Sequence[str]) -> list[str]:
-    """Files in the order given; a folder stands for its readable files by name.
+class RowReader(Protocol):
+    """Rows of one input, from wherever ``seek`` went. Iterating raises what opening raises."""
 
-    Raises:
-        InputError: 2104 nothing to read; 2106 no such file; 2110 a kind of file that is not read.
-    """
-    found: list[str] = []
-    for name in paths:
-        path = Path(name)
-        if path.is_dir():
-            found += [str(p) for p in sorted(path.iterdir()) if p.is_file() and _kind(p)]
-        elif not path.exists():
-            raise InputError(2106, "no such file", where=name, fix="check the path")
-        elif not _kind(path):
-            expected = f"expected one of {', '.join(KINDS)}"
-            raise InputError(2110, "not a kind of file that is read here", where=name, expected=expected)
-        else:
-            found.append(name)
-    if not found:
-        expected = f"expected at least one file of {', '.join(KINDS)}"
-        raise InputError(2104, "no input", where=", ".join(paths), expected=expected)
-    return found
+    def tell(self) -> tuple[int, ...]:
+        """Where the next row begins, for ``seek``."""
+
+    def seek(self, at: Sequence[int]) -> None:
+        """Go on at a place that ``tell`` gave, here or in another process."""
+
+    def __iter__(self) -> Iterator[Record]: ...
+
+    def close(self) -> None:
+        """Close the file."""
 
 
-def read_rows(name: str, fields: Fields, start: int = 0, count: int | None = None) -> Iterator[Record]:
-    """Rows ``start`` to ``start + count`` (from 0, blank lines not counted) of one file.
+def open_rows(
+    kind: str,
+    name: str,
+    fields: Fields,
+    members: Callable[[int], Iterable[Member]] | None = None,
+    on_bytes: Callable[[bytes], None] | None = None,
+) -> RowReader:
+    """Rows of an input.
+
+    Args:
+        kind: ``jsonl``, ``parquet``, ``arrow`` or ``text``.
+        name: of the file.
+        fields: columns.
+        members: the files of kind ``text``; None: the one file ``name``.
+        on_bytes: hears the file's bytes while rows are read for the first time, if they come in order: not those of
+            tables.
 
     Raises:
-        InputError: 2101, 2102 (Parquet), 2103 (compressed), 2106 unreadable.
+        InputError: 2101, 2102 (tables), 2103 (compressed), 2105 (text), 2106 unreadable.
     """
-    stop = None if count is None else start + count
-    read: dict[str, Callable[..., Iterator[Record]]] = {"jsonl": _jsonl, "parquet": _parquet, "text": _text}
-    return read[_kind(Path(name))](name, fields, start, stop)
+    if kind == "jsonl":
+        return JsonlRows(name, fields, on_bytes)
+    if kind == "text":
+        alone: list[tuple[str, Stamp | None]] = [(name, None)]
+        return TextRows(members or (lambda row: alone[row:]), fields, on_bytes)
+    if kind == "parquet":
+        from .parquet_input import ParquetRows
+
+        return ParquetRows(name, fields)
+    from .datasets_input import ArrowRows
+
+    return ArrowRows(name, fields)
 
 
-def _kind(path: Path) -> str:
-    name = path.name.lower()
-    return next((kind for suffix, kind in KINDS.items() if name.endswith(suffix)), "")
+def read_rows(name: str, fields: Fields) -> Iterator[Record]:
+    """All rows of one file. Raises as ``open_rows``."""
+    rows = open_rows(kind_of(name), name, fields)
+    try:
+        yield from rows
+    finally:
+        rows.close()
 
 
-def _jsonl(name: str, fields: Fields, start: int, stop: int | None) -> Iterator[Record]:
-    with open_bytes(Path(name), name) as stream:
-        for index, line in enumerate(lines(stream, ROW_LIMIT)):
-            if stop is not None and index >= stop:
-                return
-            if index >= start:
-                yield _row(name, fields, line)
+class JsonlRows:
+    """Rows of a JSONL file; see ``RowReader``."""
+
+    def __init__(self, name: str, fields: Fields, on_bytes: Callable[[bytes], None] | None = None) -> None:
+        self._name, self._fields = name, fields
+        self._lines = LineReader(name, ROW_LIMIT, on_bytes)
+
+    def tell(self) -> tuple[int, ...]:
+        """A ``streams.Place``."""
+        return self._lines.tell()
+
+    def seek(self, at: Sequence[int]) -> None:
+        """Go on there."""
+        self._lines.seek(Place(*at))
+
+    def __iter__(self) -> Iterator[Record]:
+        for line in self._lines:
+            yield _row(self._name, self._fields, line)
+
+    def close(self) -> None:
+        """Close the file."""
+        self._lines.close()
 
 
 def _row(name: str, fields: Fields, line: Line) -> Record:
     place = f"{name}:{line.number}"
     identifier: str | None = None
+    columns: dict[str, str | None] = {}
     try:
         if line.size > ROW_LIMIT:
             raise too_large(line.size, ROW_LIMIT, place)
         row = parse_object(line.data, place, ended=line.ended)
         identifier = take_id(row, fields.id, place)
         where = f"{place} (id {identifier})" if identifier else place
-        return Record(identifier or place, name, line.number, take_text(row, fields.text, where))
+        columns = take_columns(row, fields.keep, where)
+        return Record(identifier or place, name, line.number, take_text(row, fields.text, where), columns=columns)
     except RowError as e:
-        return Record(identifier or place, name, line.number, None, e, line.data[:1000])
-
-
-def _parquet(name: str, fields: Fields, start: int, stop: int | None) -> Iterator[Record]:
-    from .parquet_input import read_parquet
-
-    yield from read_parquet(name, fields, start, stop)
-
-
-def _text(name: str, fields: Fields, start: int, stop: int | None) -> Iterator[Record]:
-    if start > 0 or stop == 0:
-        return
-    try:
-        with Path(name).open("rb") as file:
-            data = file.read(MAX_TEXT_BYTES + 4)
-        size = Path(name).stat().st_size
-    except OSError as e:
-        raise unreadable(name, e) from e
-    try:
-        if size > MAX_TEXT_BYTES + 3:
-            raise too_large(size, MAX_TEXT_BYTES, name)
-        yield Record(name, name, 1, decode(data, name))
-    except RowError as e:
-        yield Record(name, name, 1, None, e, data[:1000])
-
-
-def too_large(size: int, limit: int, where: str) -> RowError:
-    """2007."""
-    expected = f"expected at most {limit} bytes, got {size}"
-    return RowError(2007, "text too large", where=where, expected=expected, fix="split it")
+        bad = Record(identifier or place, name, line.number, None, e, line.data[:1000])
+        return replace(bad, columns=columns or dict.fromkeys(fields.keep))

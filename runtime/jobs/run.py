@@ -11,7 +11,6 @@ from typing import Any
 
 from ...core import disk
 from ...core.console import track
-from ...core.errors import InputError
 from ...engines.bundle import Bundle
 from ..choices import VerifyName
 from ..compress import latent_count
@@ -20,7 +19,8 @@ from .budget import Budget
 from .commit import TMP, JobFolder, job_faults
 from .fingerprint import describe_job, encoder_files
 from .lock import job_lock
-from .plan import SHARD_ROWS, Plan, make_plan
+from .plan import SHARD_ROWS, Plan
+from .planner import make_plan
 from .progress import job_progress
 from .records import Fields
 from .resume import Opened, open_job, require_free
@@ -77,7 +77,9 @@ def describe(plan: Plan, bundle: Bundle, options: CompressOptions) -> Job:
         InputError: 2111 the bundle cannot make what the options ask for.
     """
     encoder = bundle.manifest.encoder
-    table = TableInfo(encoder.fingerprint, encoder.d_z, latent_count(encoder, options), options.codec)
+    table = TableInfo(
+        encoder.fingerprint, encoder.d_z, latent_count(encoder, options), options.codec, keep=plan.fields.keep
+    )
     return Job(plan, options, table, bundle.path, encoder_files(bundle))
 
 
@@ -179,10 +181,6 @@ def _manifest(folder: JobFolder, opened: Opened, shards: int) -> dict[str, Any]:
     """Made of the commit records as they are on the disk, not as they were told."""
     commits = []
     for number in range(shards):
-        try:
+        with job_faults(folder.commit_file(number)):
             commits.append(folder.read_commit(number))
-        except FileNotFoundError as e:
-            what = "a commit record is gone"
-            fix = "nobody else may change the folder while the job runs; run the same command again"
-            raise InputError(2108, what, where=str(folder.commit_file(number)), fix=fix) from e
     return {**opened.job, "shards": commits, "totals": opened.totals.to_json()}

@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
-from ...core.errors import EXIT_IO, EnvironmentFault, LatentWireError, RowError
+from ...core.errors import EXIT_IO, EnvironmentFault, LatentWireError
 from .. import wire
 from ..compress import Compressed
 from ..options import CompressOptions
@@ -37,6 +37,7 @@ def compress_rows(
     *,
     poison: Collection[int] = (),
     first: int = 0,
+    dedupe: bool = False,
 ) -> Iterator[tuple[dict[str, Any], dict[str, Any] | None]]:
     """Records to rows of the table, each with its copy for the errors file where it has an error.
 
@@ -47,10 +48,12 @@ def compress_rows(
         group: records compressed together.
         poison: positions in ``records`` that get error 5003 unseen.
         first: number of the first record in the job.
+        dedupe: compress a text that stood before in ``records`` only once.
     """
+    seen: dict[str, Compressed] | None = {} if dedupe else None
     for at in range(0, len(records), group):
         some = [_poisoned(r) if at + i in poison else r for i, r in enumerate(records[at : at + group])]
-        for i, (record, result) in enumerate(zip(some, _compress(some, encoder, options), strict=True)):
+        for i, (record, result) in enumerate(zip(some, _compress(some, encoder, options, seen), strict=True)):
             error = _error_row(record, result) if isinstance(result, LatentWireError) else None
             yield _table_row(record, result, first + at + i), error
 
@@ -62,12 +65,26 @@ def _poisoned(record: Record) -> Record:
 
 
 def _compress(
-    records: Sequence[Record], encoder: Encoder, options: CompressOptions
+    records: Sequence[Record], encoder: Encoder, options: CompressOptions, seen: dict[str, Compressed] | None
 ) -> list[Compressed | LatentWireError]:
-    sound = [r for r in records if r.text is not None]
-    made = iter(encoder.compress_rows([r.text or "" for r in sound], options, [r.where for r in sound]))
-    missing = RowError(2004, "text is missing")
-    return [next(made) if r.text is not None else r.error or missing for r in records]
+    sound = [r for r in records if r.error is None]
+    if seen is not None:
+        first = {r.text: r for r in reversed(sound)}
+        sound = [r for r in sound if (r.text or "") not in seen and first[r.text] is r]
+    made = encoder.compress_rows([r.text or "" for r in sound], options, [r.where for r in sound])
+    if seen is None:
+        found = iter(made)
+        return [next(found) if r.error is None else r.error for r in records]
+    new = {r.text or "": result for r, result in zip(sound, made, strict=True)}
+    seen.update((text, result) for text, result in new.items() if isinstance(result, Compressed))
+    return [r.error or seen.get(r.text or "") or _again(r, new[r.text or ""]) for r in records]
+
+
+def _again(record: Record, error: Compressed | LatentWireError) -> Compressed | LatentWireError:
+    """The error of a text that stands twice names the row it is about."""
+    if isinstance(error, LatentWireError):
+        return type(error)(error.code, error.what, where=record.where, expected=error.expected, fix=error.fix)
+    return error
 
 
 def _table_row(record: Record, result: Compressed | LatentWireError, index: int) -> dict[str, Any]:
@@ -79,7 +96,7 @@ def _table_row(record: Record, result: Compressed | LatentWireError, index: int)
     }
     if isinstance(result, LatentWireError):
         empty = ("codec", "profile", "flags", "m", "payload", "payload_crc32c", "n_tokens", "n_bytes_text", "n_chunks")
-        nothing = dict.fromkeys((*empty, "truncated"))
+        nothing = dict.fromkeys((*empty, "truncated")) | dict(record.columns)
         return {**place, "status": "error", "error_code": result.label, "error_message": printable(result), **nothing}
     frame, payload = result.message.frames[0], payload_of(result.message)
     return {
@@ -97,6 +114,7 @@ def _table_row(record: Record, result: Compressed | LatentWireError, index: int)
         "n_bytes_text": result.text_bytes,
         "n_chunks": len(result.message.frames),
         "truncated": result.truncated,
+        **record.columns,
     }
 
 
@@ -108,7 +126,13 @@ def printable(error: LatentWireError) -> str:
 def _error_row(record: Record, error: LatentWireError) -> dict[str, Any]:
     text = {"text": record.text} if record.text is not None else {}
     raw = {"raw": record.raw.decode("utf-8", "backslashreplace")} if record.raw else {}
-    return {"custom_id": record.custom_id, "error_code": error.label, "error_message": printable(error)} | text | raw
+    kept = {k: v for k, v in record.columns.items() if v is not None}
+    return (
+        kept
+        | {"custom_id": record.custom_id, "error_code": error.label, "error_message": printable(error)}
+        | text
+        | raw
+    )
 
 
 def verify_table(data: bytes, rows: int, path: Path) -> None:

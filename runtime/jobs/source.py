@@ -15,7 +15,7 @@ from ...core.files import sha256_file
 from .. import tlv, wire
 from ..message import Message
 from .commit import JOB, MANIFEST, JobFolder
-from .streams import unreadable
+from .storage import unreadable
 from .table import FORMAT, StoredRow, read_info, read_table
 
 PARQUET_MAGIC: Final = b"PAR1"

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import json
 import struct
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, BinaryIO, Final
 
@@ -22,7 +22,7 @@ from .. import wire
 from ..codec import Codec
 from ..message import Message, chunk_marks
 from ..wire import Frame
-from .parquet_input import FAULTS, damaged
+from .batches import FAULTS, damaged
 
 FORMAT: Final = "latentwire-frames"
 VERSION: Final = 1
@@ -53,6 +53,7 @@ _COLUMNS: Final[dict[str, Any]] = {
 }
 _ALWAYS: Final = ("custom_id", "row_index", "source_file", "source_row", "status")
 SCHEMA: Final = pa.schema([pa.field(n, t, nullable=n not in _ALWAYS) for n, t in _COLUMNS.items()])
+"""Columns that the user keeps follow behind these, as strings."""
 
 
 @dataclass(frozen=True)
@@ -65,6 +66,10 @@ class TableInfo:
         latents: M asked for.
         codec: name of the codec asked for; a row may differ.
         rows: rows of this table; 0 while that is not known.
+        keep: columns of the input that stand beside the frames.
+
+    Raises:
+        InputError: 2111 a column to keep has the name of one of ours.
     """
 
     encoder: str
@@ -72,6 +77,20 @@ class TableInfo:
     latents: int
     codec: str
     rows: int = 0
+    keep: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "keep", tuple(self.keep))  # JSON knows lists only
+        if taken := [name for name in self.keep if name in _COLUMNS]:
+            expected = f"expected other names than {', '.join(_COLUMNS)}, got {taken[0]!r}"
+            raise InputError(
+                2111, "a column of the output has this name", where="option keep_columns", expected=expected
+            )
+
+    @property
+    def schema(self) -> Any:
+        """Columns of the table, without what the rows share."""
+        return pa.schema([*SCHEMA, *(pa.field(name, pa.string()) for name in self.keep)])
 
     @property
     def model_id(self) -> bytes:
@@ -86,6 +105,7 @@ class StoredRow:
     Attributes:
         message: the frames; None for an error row.
         error_code: ``LW-2006``; empty for a sound row.
+        columns: the kept columns of the input.
     """
 
     custom_id: str
@@ -96,6 +116,7 @@ class StoredRow:
     n_tokens: int | None = None
     n_bytes_text: int | None = None
     truncated: bool = False
+    columns: Mapping[str, str | None] = field(default_factory=dict)
 
 
 def payload_of(message: Message) -> bytes:
@@ -115,8 +136,8 @@ def write_table(file: Path | BinaryIO, rows: Sequence[dict[str, Any]], info: Tab
         **asdict(replace(info, rows=len(rows))),
     }
     shared = json.dumps(facts, sort_keys=True).encode()
-    schema = SCHEMA.with_metadata({KEY: shared, KEY_CRC: b"%08x" % wire.payload_checksum(shared)})
-    table = pa.table({name: pa.array([r[name] for r in rows], t) for name, t in _COLUMNS.items()}, schema=schema)
+    schema = info.schema.with_metadata({KEY: shared, KEY_CRC: b"%08x" % wire.payload_checksum(shared)})
+    table = pa.table([pa.array([r[column.name] for r in rows], column.type) for column in schema], schema=schema)
     pq.write_table(
         table,
         file,
@@ -175,7 +196,7 @@ def _opened(path: Path, data: bytes | None = None) -> Any:
 def _info(path: Path, file: Any) -> TableInfo:
     schema = file.schema_arrow
     facts = (schema.metadata or {}).get(KEY)
-    if facts is None or not schema.remove_metadata().equals(SCHEMA):
+    if facts is None or not pa.schema(list(schema)[: len(SCHEMA)]).equals(SCHEMA):
         expected = f"expected {', '.join(_COLUMNS)}, got {', '.join(schema.names)}"
         fix = "give a file or folder that latentwire compress wrote"
         raise InputError(2101, "not a table of frames", where=str(path), expected=expected, fix=fix)
@@ -185,7 +206,10 @@ def _info(path: Path, file: Any) -> TableInfo:
         found = json.loads(facts)
         if found["format"] != FORMAT or found["version"] != VERSION or found["frame_version"] >> 4 != wire.MAJOR:
             raise ValueError(f"format {found['format']} {found['version']}, frames {found['frame_version']}")
-        info = TableInfo(found["encoder"], found["d_z"], found["latents"], found["codec"], found["rows"])
+        names = ("encoder", "d_z", "latents", "codec", "rows")
+        info = TableInfo(**{name: found[name] for name in names}, keep=found.get("keep", ()))
+        if not schema.remove_metadata().equals(info.schema):
+            raise ValueError(f"columns {', '.join(schema.names)}")
         bytes.fromhex(info.encoder)
     except (KeyError, TypeError, ValueError) as e:
         raise InputError(2101, "metadata of the table cannot be read", where=str(path), expected=str(e)) from e
@@ -194,14 +218,15 @@ def _info(path: Path, file: Any) -> TableInfo:
 
 def _row(path: Path, row: dict[str, Any], info: TableInfo) -> StoredRow:
     common = (row["custom_id"], row["row_index"])
+    kept = {name: row[name] for name in info.keep}
     if row["status"] == "error":
-        return StoredRow(*common, None, row["error_code"] or "", row["error_message"] or "")
+        return StoredRow(*common, None, row["error_code"] or "", row["error_message"] or "", columns=kept)
     try:
         message = _message(row, info)
     except LatentWireError as e:
         where = f"{path}, row {row['row_index']} (id {row['custom_id']})"
         raise type(e)(e.code, e.what, where=f"{where}, {e.where}".rstrip(", "), expected=e.expected, fix=e.fix) from e
-    return StoredRow(*common, message, "", "", row["n_tokens"], row["n_bytes_text"], bool(row["truncated"]))
+    return StoredRow(*common, message, "", "", row["n_tokens"], row["n_bytes_text"], bool(row["truncated"]), kept)
 
 
 def _message(row: dict[str, Any], info: TableInfo) -> Message:

@@ -136,7 +136,8 @@ def run_shard(
         return {}
     table: list[dict[str, Any]] = []
     failed: list[dict[str, Any]] = []
-    for row, error in compress_rows(records, encoder, spec.options, GROUP, poison=poison, first=shard.first):
+    how: dict[str, Any] = {"poison": poison, "first": shard.first, "dedupe": plan.fields.dedupe}
+    for row, error in compress_rows(records, encoder, spec.options, GROUP, **how):
         table.append(row)
         failed += [error] if error else []
         if len(table) % GROUP == 0 or len(table) == len(records):

@@ -12,7 +12,7 @@ from latentwire.core.errors import LatentWireError, RowError
 from latentwire.runtime import message
 from latentwire.runtime.compress import Compressed
 from latentwire.runtime.jobs.inprocess import InProcess
-from latentwire.runtime.jobs.plan import make_plan
+from latentwire.runtime.jobs.planner import make_plan
 from latentwire.runtime.jobs.records import Fields
 from latentwire.runtime.jobs.run import Job, RunOptions, run_job
 from latentwire.runtime.jobs.table import TableInfo
