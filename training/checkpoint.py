@@ -116,7 +116,12 @@ def write(folder: Path, model: LatentModel, dtype: torch.dtype, **extra: Any) ->
             path = folder / feature_file(kind, llm.name)
             save_file(own, path)
             of_llm = meta["features"].setdefault(llm.name, {})
-            of_llm[kind] = {"tensors": len(own), "sha256": sha256_file(path), "exports": feature.exports}
+            of_llm[kind] = {
+                "tensors": len(own),
+                "sha256": sha256_file(path),
+                "exports": feature.exports,
+                **feature.facts(),
+            }
     if state:
         save_file(state, folder / "state.safetensors")
     for path in folder.glob("*.safetensors"):

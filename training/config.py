@@ -16,7 +16,13 @@ from typing import Any, get_args, get_origin, get_type_hints
 from ..core.errors import ModelError
 from .bundles import BUNDLES
 from .calibration import KINDS as CALIBRATIONS
-from .features.options import LoraOptions, PrefixTuningOptions, check
+from .features.options import (
+    CoprocessorOptions,
+    DeepPrefixOptions,
+    LoraOptions,
+    PrefixTuningOptions,
+    check,
+)
 from .fsq import PROFILES
 from .latents import parse
 from .lesson import STRIDE
@@ -149,6 +155,8 @@ class Config:
     features: tuple[str, ...] = ()
     lora: LoraOptions = field(default_factory=LoraOptions)
     prefix_tuning: PrefixTuningOptions = field(default_factory=PrefixTuningOptions)
+    deep_prefix: DeepPrefixOptions = field(default_factory=DeepPrefixOptions)
+    coprocessor: CoprocessorOptions = field(default_factory=CoprocessorOptions)
 
     data: tuple[str, ...] = ()
     eval_data: tuple[str, ...] = ()

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from .features.base import Feature
+from .features.slots import Slots
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,11 @@ class Injection:
     latents: Tensor | None = None
     features: tuple[Feature, ...] = ()
     front: range = range(0)
+
+    def slots(self) -> Slots | None:
+        """Keys and values for the LLM's cache; None where no feature makes any."""
+        made = () if self.latents is None else (feature.prefix(self.latents) for feature in self.features)
+        return next((slots for slots in made if slots is not None), None)
 
     @contextmanager
     def active(self) -> Iterator[None]:

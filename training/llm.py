@@ -13,6 +13,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache, PreTrai
 
 from ..core.errors import ModelError
 from ..models.store import resolve
+from .rotary import Rotary
 
 SUPPORTED = ("llama", "qwen2", "gemma3_text")
 """Model types that were tested; the wrapper itself needs nothing of them."""
@@ -28,17 +29,79 @@ class Special:
 
 
 class KeyValues:
-    """What an LLM computed for earlier positions, and which positions those were."""
+    """What an LLM computed for earlier positions, and which positions those were; slots that others made come first."""
 
     def __init__(self) -> None:
         # Without the LLM's config no layer forgets what left its window: the mask decides what is read.
         self.store = DynamicCache()
         self._positions: list[Tensor] = []
+        self._slots: _Slots | None = None
 
     def append(self, positions: Tensor) -> Tensor:
         """Note int64 [B,T] new positions; returns all, int64 [B,C+T]."""
         self._positions.append(positions)
         return torch.cat(self._positions, dim=1)
+
+    def begin(self, keys: Tensor, values: Tensor, places: Tensor, counts: Tensor) -> None:
+        """Put slots into an empty cache. Positions from the first place on move by as many as a row has slots.
+
+        Args:
+            keys: f[B,L,kv_heads,P,D], rotated, in the LLM's dtype.
+            values: f[B,L,kv_heads,P,D].
+            places: int64 [P], their positions, one after the other.
+            counts: int64 [B], slots of each row; nothing reads those behind them.
+        """
+        for layer in range(keys.shape[1]):
+            self.store.update(keys[:, layer], values[:, layer], layer)
+        self._positions = [places.expand(len(keys), -1)]
+        self._slots = _Slots(places, counts)
+
+    def moved(self, mask: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
+        """A mask bool [B,1,T,C] with the slots before what it knows of, and where int64 [B,T] positions stand."""
+        if self._slots is None:
+            return mask, positions
+        places, counts = self._slots.places, self._slots.counts[:, None]
+        positions = torch.where(positions >= places[0], positions + counts, positions)
+        real = torch.arange(len(places), device=counts.device) < counts
+        seen = real[:, None, :] & (places < positions[:, :, None])
+        return torch.cat([seen[:, None], mask], dim=-1), positions
+
+    def add(self, keys: Tensor, values: Tensor) -> None:
+        """Change what every position holds, by f32 [B,L,kv_heads,C,D] each, keys rotated."""
+        layers: Any = self.store.layers  # of kinds of cache that have no keys too
+        for number, layer in enumerate(layers):
+            layer.keys = layer.keys + keys[:, number].to(layer.keys.dtype)
+            layer.values = layer.values + values[:, number].to(layer.values.dtype)
+
+    def fold(self, least: int, most: int, first: Tensor, positions: Tensor) -> None:
+        """Make one run of two: columns 0..most-1, then columns from ``least`` on once more.
+
+        Args:
+            least, most: where the second run began, and the first ended.
+            first: bool [B,S-least], columns that count as they are in the first run.
+            positions: int64 [B,S], of the result.
+        """
+        for layer in self.store.layers:
+            for name in ("keys", "values"):
+                held = getattr(layer, name)
+                both = either(held[:, :, least:most], held[:, :, most:], first, 2)
+                setattr(layer, name, torch.cat([held[:, :, :least], both], dim=2))
+        self._positions = [positions]
+
+
+@dataclass(frozen=True)
+class _Slots:
+    places: Tensor
+    counts: Tensor
+
+
+def either(first: Tensor, second: Tensor, choose: Tensor, dim: int) -> Tensor:
+    """``first``, filled up with zeros, where ``choose`` bool [B,N] says so along ``dim`` of N; else ``second``."""
+    shape = [1] * second.dim()
+    shape[0], shape[dim] = choose.shape
+    short = list(first.shape)
+    short[dim] = second.shape[dim] - first.shape[dim]
+    return torch.where(choose.view(shape), torch.cat([first, first.new_zeros(short)], dim), second)
 
 
 class LMWrapper(nn.Module):
@@ -67,6 +130,7 @@ class LMWrapper(nn.Module):
         self.model.to(device).eval().requires_grad_(False)  # type: ignore[arg-type]  # a decorator hides its own
         self.special = special_tokens(config)
         self.width = int(config.hidden_size)
+        self.rotary = Rotary(self.model)
 
     @property
     def embedding(self) -> Tensor:
@@ -101,13 +165,16 @@ class LMWrapper(nn.Module):
 
         Args:
             inputs_embeds: f[B,T,H].
-            mask: bool [B,1,T,C+T], true where a position may be read; C positions stand in the cache.
-            positions: int64 [B,T].
+            mask: bool [B,1,T,C+T], true where a position may be read; C positions stand in the cache, not counting
+                slots.
+            positions: int64 [B,T], as if there were no slots.
             cache: keys and values of earlier calls, which grows by these; None computes once and keeps nothing.
 
         Returns:
             f[B,T,H].
         """
+        if cache is not None:
+            mask, positions = cache.moved(mask, positions)
         seen = positions if cache is None else cache.append(positions)
         out: Tensor = self.model.model(
             inputs_embeds=inputs_embeds,

@@ -3,7 +3,7 @@
 A feature may act in three places, and by default acts in none:
 
     rows     the adapter's rows, before they are put between the tokens   (prefix tuning)
-    prefix   keys and values that stand in the cache before the prompt    (deep prefix, coprocessor)
+    prefix   keys and values in the LLM's cache                           (deep prefix, coprocessor)
     active   the LLM itself, while it reads and while it answers          (LoRA, latent adapters)
 
 It starts so that the LLM computes what it computes without it, or nearly so (each module says how near), but receives
@@ -14,15 +14,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from torch import Tensor, nn
 
+from .slots import Slots
+
 Exports = Literal["weights", "rows", "prefix", "cross"]
 """Where an exported bundle holds a feature: in the decoder's weights, in the adapter's rows, or in an optional part."""
-KeyValue = tuple[Tensor, Tensor]
-"""Keys before RoPE (after the LLM's own key norm, where it has one) and values of one layer, f32
-[B,kv_heads,P,head_dim] each."""
 
 
 class Feature(nn.Module):
@@ -44,9 +43,13 @@ class Feature(nn.Module):
         """
         return rows
 
-    def prefix(self, latents: Tensor) -> tuple[KeyValue, ...] | None:
-        """Keys and values for every layer, of latents f32 [B,M,d_z]; None: nothing stands before the prompt."""
+    def prefix(self, latents: Tensor) -> Slots | None:
+        """Keys and values for every layer, of latents f32 [B,M,d_z]; None: nothing is put into the cache."""
         return None
+
+    def facts(self) -> dict[str, Any]:
+        """What whoever runs a checkpoint must know of it, beside its weights; plain values."""
+        return {}
 
     @contextmanager
     def active(self, latents: Tensor) -> Iterator[None]:

@@ -10,6 +10,8 @@ from ...core.errors import ModelError
 KINDS: Final = (
     "lora",
     "prefix_tuning",
+    "deep_prefix",
+    "coprocessor",
 )
 """Names of features, in the order in which they act."""
 EXCLUSIVE: Final = ("deep_prefix", "coprocessor")
@@ -56,6 +58,42 @@ class PrefixTuningOptions:
 
     def __post_init__(self) -> None:
         at_least("prefix_tuning", "rows", 1, self.rows)
+
+
+@dataclass(frozen=True)
+class DeepPrefixOptions:
+    """Keys and values for every layer, made of the latents, in slots of their own.
+
+    Attributes:
+        rank: of the map from a latent to the keys and values of all layers.
+        groups: layers fall into so many groups, the lowest first, and each reads every so many-th latent, the next
+            group the next ones: ``groups`` latents share a slot, which then takes one position for all of them.
+        quiet: nats by which a new slot stands behind a key of zero, for a typical query.
+    """
+
+    rank: int = 160
+    groups: int = 1
+    quiet: float = 6.0
+
+    def __post_init__(self) -> None:
+        at_least("deep_prefix", "rank", 1, self.rank)
+        at_least("deep_prefix", "groups", 1, self.groups)
+        if not 0 <= self.quiet <= 30:
+            raise bad("deep_prefix.quiet", "0 to 30 nats", self.quiet)
+
+
+@dataclass(frozen=True)
+class CoprocessorOptions:
+    """Changes of the keys and values that the LLM computed for the latents.
+
+    Attributes:
+        rank: of the map from a latent to the keys and values of all layers.
+    """
+
+    rank: int = 160
+
+    def __post_init__(self) -> None:
+        at_least("coprocessor", "rank", 1, self.rank)
 
 
 def check(features: tuple[str, ...]) -> None:

@@ -7,11 +7,13 @@ from typing import Final
 from ..config import Config
 from ..llm import LMWrapper
 from .base import Feature
+from .coprocessor import Coprocessor
+from .deep_prefix import DeepPrefix
 from .lora import Lora
 from .options import KINDS
 from .prefix_tuning import PrefixTuning
 
-CLASSES: Final = {each.kind: each for each in (Lora, PrefixTuning)}
+CLASSES: Final = {each.kind: each for each in (Lora, PrefixTuning, DeepPrefix, Coprocessor)}
 
 
 def build(config: Config, llm: LMWrapper) -> dict[str, Feature]:
