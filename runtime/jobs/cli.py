@@ -9,6 +9,7 @@ import typer
 
 from ..choices import CodecName, TooLong, VerifyName
 from ..flags import Batch, BundleOption, Debug, Device, EngineOption, Json, Quiet, Threads, run_body
+from .records import BadFile, DuplicateId
 from .specfile import SPEC_SUFFIX, read_spec
 
 app = typer.Typer(help="Large compression jobs: run, look at, check.", no_args_is_help=True)
@@ -31,7 +32,9 @@ Folder = Annotated[Path, typer.Argument(help="Folder of a job.", metavar="DIR")]
 def run_command(
     inputs: Annotated[
         list[str],
-        typer.Argument(help="Files or folders of texts, or one SPEC.toml.", is_eager=True, callback=_inputs),
+        typer.Argument(
+            help="Files, folders, patterns or URLs of texts, or one SPEC.toml.", is_eager=True, callback=_inputs
+        ),
     ],
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the frames: new, or of the same job.")],
     bundle: BundleOption,
@@ -45,6 +48,14 @@ def run_command(
     ] = "error",
     id_field: Annotated[str, typer.Option(help="Field of the row's id.")] = "custom_id",
     text_field: Annotated[str, typer.Option(help="Field of the text.")] = "text",
+    keep_columns: Annotated[
+        list[str] | None, typer.Option(help="Fields to put beside the frames, as text: a,b. May be given again.")
+    ] = None,
+    on_duplicate_id: Annotated[
+        DuplicateId, typer.Option(help="An id that stands twice: stop, do the first row only, or name the others ID#2.")
+    ] = "error",
+    dedupe: Annotated[bool, typer.Option("--dedupe", help="Compress equal texts of a shard once.")] = False,
+    on_bad_file: Annotated[BadFile, typer.Option(help="A damaged file: stop, or leave all of it out.")] = "stop",
     shard_rows: Annotated[int, typer.Option(min=1, help="Most rows of one output table.")] = 4096,
     batch_size: Batch = 16,
     device: Device = "cpu",
@@ -68,8 +79,9 @@ def run_command(
     """Compress texts into frames.
 
     Reads JSONL (plain, .gz, .zst) with {"custom_id": "a7", "text":
-    "..."}, Parquet with the same columns, plain text files, or folders of
-    these. Writes Parquet tables of frames, one row per input row in input
+    "..."}, Parquet with the same columns, plain text files, datasets that
+    Hugging Face saved on disk, and folders of these; local, or anything
+    that fsspec reaches. Writes Parquet tables of frames, one row per input row in input
     order; a row that cannot be compressed stays in place with its error,
     and a copy of it goes to OUT/errors.
 
@@ -89,20 +101,22 @@ def run_command(
       latentwire compress a.parquet notes/ -o out/ --codec f16 --on-too-long chunk
 
       latentwire jobs run job.toml --max-error-rate 0.01
+
+      latentwire jobs run "s3://bucket/docs/*.jsonl.zst" -o out/ --keep-columns title,url
     """
 
     def body() -> int:
         from ..options import CompressOptions, Machine
         from .budget import Budget
         from .commands import Request, run
-        from .records import Fields
+        from .records import Fields, split_names
         from .run import RunOptions
 
         options = CompressOptions(codec, latents, on_too_long, batch_size)
         how = RunOptions(overwrite, not no_fsync, verify, Budget(max_errors, max_error_rate))
-        what = Request(
-            tuple(inputs), out, bundle, Fields(id_field, text_field), shard_rows, Machine(device, engine, threads)
-        )
+        keep = split_names(keep_columns or [])
+        fields = Fields(id_field, text_field, keep, on_duplicate_id, dedupe, on_bad_file)
+        what = Request(tuple(inputs), out, bundle, fields, shard_rows, Machine(device, engine, threads))
         return run(what, options, how, as_json)
 
     run_body(body, quiet, debug)

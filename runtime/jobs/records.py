@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final, Literal, get_args
 
@@ -50,6 +50,11 @@ class Fields:
             raise InputError(
                 2111, "columns to keep cannot be told apart", where="option keep_columns", expected=expected
             )
+
+
+def split_names(words: Sequence[str]) -> tuple[str, ...]:
+    """``["a,b", "c"]``, as it comes from a command line, to names."""
+    return tuple(name.strip() for word in words for name in word.split(","))
 
 
 @dataclass(frozen=True)
