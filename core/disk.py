@@ -9,10 +9,12 @@ Errors: OSError as the system gives it; ``files.disk_faults`` explains it to peo
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import io
 import os
+import stat
 from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
@@ -185,7 +187,7 @@ def read_all(path: str | os.PathLike[str], limit: int | None = None) -> bytes:
 
 
 def hold_lock(path: str | os.PathLike[str]) -> int:
-    """Open a lock file, made where it is missing, and lock it: a handle for ``os.close``.
+    """Open a lock file, made where it is missing, and lock it: a handle for ``release_lock``.
 
     Raises:
         BlockingIOError: another process holds it.
@@ -194,9 +196,15 @@ def hold_lock(path: str | os.PathLike[str]) -> int:
     try:
         _again(calls.flock, handle)
     except BaseException:
-        os.close(handle)
+        release_lock(handle)
         raise
     return handle
+
+
+def release_lock(handle: int) -> None:
+    """Close a lock file, which unlocks it whatever the system says of it."""
+    with contextlib.suppress(OSError):
+        calls.close(handle)
 
 
 def rename(source: str | os.PathLike[str], target: str | os.PathLike[str]) -> None:
@@ -230,7 +238,10 @@ def make_folder(path: str | os.PathLike[str], *, sync: bool) -> None:
 
 def remove_tree(path: str | os.PathLike[str]) -> None:
     """Remove a folder with everything in it, or a file; links are removed, not followed."""
-    if not is_folder(path):
+    found = _lstat(path)
+    if found is None:
+        return
+    if not _is(found, stat.S_IFDIR):
         remove(path)
         return
     for name in names(path):
@@ -252,15 +263,15 @@ def names(folder: str | os.PathLike[str]) -> list[str]:
 def size(path: str | os.PathLike[str]) -> int | None:
     """Bytes of a plain file; None where there is none of that name."""
     found = _lstat(path)
-    return found.st_size if found is not None and _is(found, 0o100000) else None
+    return found.st_size if found is not None and _is(found, stat.S_IFREG) else None
 
 
 def is_folder(path: str | os.PathLike[str]) -> bool:
     """A folder, or a link to one, has this name."""
     found = _lstat(path)
-    if found is not None and _is(found, 0o120000):
+    if found is not None and _is(found, stat.S_IFLNK):
         return Path(path).is_dir()
-    return found is not None and _is(found, 0o040000)
+    return found is not None and _is(found, stat.S_IFDIR)
 
 
 def sync_folder(path: str | os.PathLike[str]) -> None:
@@ -283,7 +294,7 @@ def _lstat(path: str | os.PathLike[str]) -> os.stat_result | None:
 
 
 def _is(found: os.stat_result, kind: int) -> bool:
-    return (found.st_mode & 0o170000) == kind
+    return stat.S_IFMT(found.st_mode) == kind
 
 
 def _close(handle: int) -> None:

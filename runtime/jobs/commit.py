@@ -167,9 +167,7 @@ class JobFolder:
 
     def _aside(self, attempt: str, name: str) -> Path:
         """A name that no other attempt at the same shard has, on whatever machine it runs."""
-        folder = self.path / TMP / attempt
-        disk.make_folder(folder, sync=False)
-        return folder / f"{name}.{secrets.token_hex(4)}"
+        return self.path / TMP / attempt / f"{name}.{secrets.token_hex(4)}"
 
     def _place(self, aside: Path, final: Path) -> None:
         disk.rename(aside, final)

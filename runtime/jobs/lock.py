@@ -64,7 +64,7 @@ def job_lock(folder: Path, *, sync: bool = True) -> Iterator[None]:
             disk.sync_folder(folder)
         yield
     finally:
-        os.close(handle)
+        disk.release_lock(handle)
 
 
 def holder(folder: Path) -> Holder | None:
@@ -91,7 +91,7 @@ def _hold(folder: Path) -> int:
             raise EnvironmentFault(5007, what, where=str(path), expected=expected, fix=fix, exit_code=EXIT_IO) from e
         if _same(path, handle):
             return handle
-        os.close(handle)  # somebody removed the file meanwhile
+        disk.release_lock(handle)  # somebody removed the file meanwhile
 
 
 def _same(path: Path, handle: int) -> bool:

@@ -48,10 +48,13 @@ def require_free(path: Path) -> None:
     Raises:
         EnvironmentFault: 5008.
     """
-    if disk.size(path / JOB) is not None or not (disk.is_folder(path) or path.exists() or path.is_symlink()):
+    if not (path.exists() or path.is_symlink()):
         return
-    if disk.is_folder(path) and set(disk.names(path)) <= OURS:
-        return
+    if disk.is_folder(path):
+        found = set(disk.names(path))
+        # Asked after the listing: another process may have begun here while it was made.
+        if found <= OURS or disk.size(path / JOB) is not None:
+            return
     what = "output folder is not empty" if path.is_dir() else "output is not a folder"
     expected = "expected an empty folder, none, or the folder of the same job"
     fix = "choose another folder"
@@ -84,6 +87,7 @@ def open_job(
     require_free(folder.path)
     with job_faults(folder.path):
         disk.remove_tree(folder.path / TMP)
+        disk.make_folder(folder.path / TMP / attempt, sync=False)
         job = _claim(folder, facts, attempt, overwrite)
         done, totals = _check(folder, job["fingerprint"], shards, verify if job["fsync"] else "full")
         finished = _finished(folder, len(done) == shards)
