@@ -25,13 +25,14 @@ from .tensors import GraphSpec
 
 if TYPE_CHECKING:
     from .bundle import Bundle
+    from .prefix import Prefix
 
 F32 = npt.NDArray[np.float32]
 I64 = npt.NDArray[np.int64]
 
-PARTS: Final = ("encoder", "adapter", "splice", "decoder", "quantise", "dequantise")
-"""The graphs of a bundle; only one whose encoder was trained with a quantiser has the last two. An engine loads one
-when it is first used."""
+PARTS: Final = ("encoder", "adapter", "splice", "decoder", "quantise", "dequantise", "prefix")
+"""The graphs of a bundle; only one whose encoder was trained with a quantiser has ``quantise`` and ``dequantise``, only
+one whose latents also reach the cache has ``prefix``. An engine loads one when it is first used."""
 
 
 class Engine(Protocol):
@@ -88,6 +89,14 @@ class Engine(Protocol):
         """Latents float32 [B,M,d_z] to rows float32 [B,M+K,H]: K task rows last. Raises as ``encode``."""
         ...
 
+    def prefix(self, latents: F32) -> tuple[F32, F32]:
+        """Latents float32 [B,M,d_z] to rotated keys and values float32 [B,L,Hkv,P,D]. Raises as ``encode``.
+
+        Raises:
+            BundleError: 4008 the bundle has no such part.
+        """
+        ...
+
     def splice(self, input_ids: I64, row_index: I64, rows: F32) -> F32:
         """Token embeddings with adapter rows in their places.
 
@@ -123,6 +132,22 @@ class Engine(Protocol):
 
         Raises:
             LatentError: 3001 NaN or infinite logits; 3002 shapes or capacity.
+        """
+        ...
+
+    def extend(self, buffers: Buffers, inputs_embeds: F32, lengths: I64) -> None:
+        """As ``prefill``, behind what each row's cache holds: ``buffers.lengths + T <= C``.
+
+        Raises:
+            EnvironmentFault: 5001 an engine that cannot.
+        """
+        ...
+
+    def insert(self, buffers: Buffers, prefix: Prefix) -> None:
+        """Place slots in the cache; see ``prefix.place``. Raises as ``extend``.
+
+        Raises:
+            LatentError: 3002 they do not fit.
         """
         ...
 

@@ -39,8 +39,12 @@ def filled(latents: npt.NDArray[Any]) -> I64:
 
 
 def optional_part(bundle: Bundle, part: str) -> str:
-    """``part``, or BundleError 4008 where the bundle's encoder was trained without it."""
+    """``part``, or BundleError 4008 where the bundle's checkpoint was trained without it."""
     if part not in bundle.manifest.graphs:
+        if part == "prefix":
+            raise BundleError(
+                4008, "bundle puts nothing into the cache", where=str(bundle.path), expected="a part prefix"
+            )
         raise BundleError(
             4008,
             "bundle has no quantiser",
@@ -122,6 +126,22 @@ def check_prefill(batch: int, capacity: int, inputs_embeds: npt.NDArray[Any], le
             fix="allocate a larger capacity, or send shorter prompts",
         )
     check_lengths(lengths, batch, shape[1], "prompt lengths")
+
+
+def check_extend(
+    lengths: I64, capacity: int, inputs_embeds: npt.NDArray[Any], new: I64, hidden: int, batch: int
+) -> None:
+    """As ``check_prefill`` for positions behind ``lengths`` int64 [batch]; LatentError 3002."""
+    check_prefill(batch, capacity, inputs_embeds, new, hidden)
+    end = int(lengths.max()) + inputs_embeds.shape[1]
+    if end > capacity:
+        raise LatentError(
+            3002,
+            "prompts do not fit behind what the cache holds",
+            where=f"batch row {int(lengths.argmax())}",
+            expected=f"expected at most {capacity} slots, padding included, got {end}",
+            fix="allocate a larger capacity, or send shorter prompts",
+        )
 
 
 def check_decode(lengths: I64, capacity: int) -> None:

@@ -111,6 +111,9 @@ def choose(bundle: Bundle, device: str, backend: str, parts: Collection[str] = P
     if backend == "ort" and not gpu and "decoder" in parts and manifest.llm.dtype == "bfloat16":
         expected = "this bundle is bfloat16, for which ONNX Runtime has no kernels on a CPU"
         raise _wrong_device(device, expected, "pass --device cuda, or --engine torch-ref, which is slow")
+    if gpu and backend != "torch-ref" and "decoder" in parts and "prefix" in manifest.graphs:
+        expected = "its latents go into the cache, which ort-cpu and torch-ref allow"
+        raise _wrong_device(device, expected, "pass --device cpu, or --engine torch-ref, which is slow")
     return backend
 
 

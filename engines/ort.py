@@ -18,9 +18,10 @@ import onnxruntime as ort
 from .base import F32, I64, PARTS
 from .buffers import Buffers, alloc_buffers, decoder_inputs
 from .bundle import Bundle
-from .checks import check_decode, check_prefill, finite, fitted_capacity
+from .checks import check_decode, check_extend, check_prefill, finite, fitted_capacity
 from .ort_parts import OrtParts
 from .ort_session import guarded, open_session, usable_processors
+from .prefix import Prefix, place
 
 __all__ = ["OrtBuffers", "OrtCpuEngine", "open_session", "usable_processors"]
 
@@ -65,6 +66,16 @@ class OrtCpuEngine(OrtParts):
         check_prefill(buffers.batch, buffers.capacity, inputs_embeds, lengths, self.bundle.manifest.llm.hidden_size)
         buffers.lengths[:] = 0
         self._step(buffers, inputs_embeds, lengths)
+
+    def extend(self, buffers: Buffers, inputs_embeds: F32, lengths: I64) -> None:
+        """As ``base.Engine.extend``."""
+        hidden = self.bundle.manifest.llm.hidden_size
+        check_extend(buffers.lengths, buffers.capacity, inputs_embeds, lengths, hidden, buffers.batch)
+        self._step(buffers, inputs_embeds, lengths)
+
+    def insert(self, buffers: Buffers, prefix: Prefix) -> None:
+        """As ``base.Engine.insert``: numpy sees the memory that is bound."""
+        place(buffers, prefix)
 
     def decode(self, buffers: Buffers) -> None:
         """As ``base.Engine.decode``."""

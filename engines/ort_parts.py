@@ -12,12 +12,13 @@ import numpy as np
 import numpy.typing as npt
 import onnxruntime as ort
 
-from ..core.errors import BundleError
+from ..core.errors import BundleError, EnvironmentFault
 from .base import F32, I64, PARTS
-from .buffers import cache_names
+from .buffers import Buffers, cache_names
 from .bundle import Bundle
 from .checks import check_lengths, check_splice, finite, optional_part
 from .ort_session import CPU, Providers, guarded, open_session, usable_processors
+from .prefix import Prefix
 from .tensors import GraphSpec, check_all
 
 
@@ -77,6 +78,21 @@ class OrtParts:
         """As ``base.Engine.adapt``."""
         return self._run("adapter", {"latents": latents}, "adapter rows")
 
+    def prefix(self, latents: F32) -> tuple[F32, F32]:
+        """As ``base.Engine.prefix``."""
+        keys, values = self._outputs(optional_part(self.bundle, "prefix"), {"latents": latents})
+        finite(keys, "keys of the prefix", self.name)
+        finite(values, "values of the prefix", self.name)
+        return keys, values
+
+    def extend(self, buffers: Buffers, inputs_embeds: F32, lengths: I64) -> None:
+        """As ``base.Engine.extend``: an engine that can overrides it."""
+        raise no_prefix(self.name)
+
+    def insert(self, buffers: Buffers, prefix: Prefix) -> None:
+        """As ``base.Engine.insert``: an engine that can overrides it."""
+        raise no_prefix(self.name)
+
     def splice(self, input_ids: I64, row_index: I64, rows: F32) -> F32:
         """As ``base.Engine.splice``."""
         check_splice(input_ids, row_index, rows.shape[1], self.bundle.manifest.llm.vocab_size)
@@ -110,9 +126,25 @@ class OrtParts:
 
     def _run(self, part: str, given: Mapping[str, npt.NDArray[Any]], what: str) -> F32:
         """A graph with one output; checks what goes in and what comes out."""
-        spec = self.io_spec()[part]
-        check_all(given, spec.inputs)
-        (out,) = guarded(lambda: self.session(part).run([spec.outputs[0].name], dict(given)), part)
-        array: F32 = out
+        (array,) = self._outputs(part, given)
         finite(array, what, self.name)
         return array
+
+    def _outputs(self, part: str, given: Mapping[str, npt.NDArray[Any]]) -> list[F32]:
+        """All outputs of a graph, in the order of its spec."""
+        spec = self.io_spec()[part]
+        check_all(given, spec.inputs)
+        names = [output.name for output in spec.outputs]
+        found: list[F32] = guarded(lambda: self.session(part).run(names, dict(given)), part)
+        return found
+
+
+def no_prefix(engine: str) -> EnvironmentFault:
+    """The error of an engine whose cache nothing can be put into."""
+    return EnvironmentFault(
+        5001,
+        "this engine cannot put keys and values into its cache",
+        where=f"engine {engine}",
+        expected="expected ort-cpu or torch-ref for a bundle with a part prefix",
+        fix="pass --device cpu",
+    )

@@ -19,8 +19,9 @@ from ..core.extras import needs
 from .base import F32, I64, PARTS
 from .buffers import Buffers, alloc_buffers, decoder_inputs
 from .bundle import Bundle
-from .checks import check_decode, check_prefill, check_splice, finite, fitted_capacity
+from .checks import check_decode, check_extend, check_prefill, check_splice, finite, fitted_capacity
 from .ort_parts import OrtParts
+from .prefix import Prefix, place
 from .tensors import check_all
 
 if TYPE_CHECKING:
@@ -120,6 +121,19 @@ class TorchRefEngine(OrtParts):
         check_prefill(buffers.batch, buffers.capacity, inputs_embeds, lengths, self.bundle.manifest.llm.hidden_size)
         buffers.lengths[:] = 0
         self._step(buffers, inputs_embeds, lengths)
+
+    def extend(self, buffers: Buffers, inputs_embeds: F32, lengths: I64) -> None:
+        """As ``base.Engine.extend``."""
+        hidden = self.bundle.manifest.llm.hidden_size
+        check_extend(buffers.lengths, buffers.capacity, inputs_embeds, lengths, hidden, buffers.batch)
+        self._step(buffers, inputs_embeds, lengths)
+
+    def insert(self, buffers: Buffers, prefix: Prefix) -> None:
+        """As ``base.Engine.insert``: in the host's arrays, from which another device takes its own."""
+        place(buffers, prefix)
+        if self.device != "cpu" and isinstance(buffers, TorchBuffers):
+            for name, tensor in buffers.past.items():
+                tensor.copy_(shared(buffers.cache[name]))
 
     def decode(self, buffers: Buffers) -> None:
         """As ``base.Engine.decode``."""

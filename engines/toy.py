@@ -19,15 +19,23 @@ import numpy.typing as npt
 from .base import F32, I64
 from .buffers import Buffers, alloc_buffers
 from .bundle import MANIFEST, AdapterInfo, Bundle, EncoderInfo, LlmInfo, Manifest, describe_files, read_bundle
-from .checks import check_decode, check_lengths, check_prefill, check_splice, finite, fitted_capacity, optional_part
-from .specs import bundle_specs, quantiser_specs
+from .byte_tokenizer import BOS, EOS, byte_tokenizer
+from .checks import (
+    check_decode,
+    check_extend,
+    check_lengths,
+    check_prefill,
+    check_splice,
+    finite,
+    fitted_capacity,
+    optional_part,
+)
+from .prefix import BEFORE, ONTO, Prefix, place
+from .specs import bundle_specs, prefix_spec, quantiser_specs
 from .tensors import GraphSpec, check_all
 
 FAMILY: Final = "toy"
 WEIGHTS: Final = "toy.json"
-BYTES: Final = 256
-BOS: Final = 256
-EOS: Final = 257
 VOCAB: Final = 258
 HEADS: Final = 2
 KV_HEADS: Final = 1
@@ -48,6 +56,7 @@ class ToyWeights:
     codes: int = 0
     embedding: F32 = field(init=False)
     layers: list[dict[str, F32]] = field(init=False)
+    to_slots: list[F32] = field(init=False)
 
     def __post_init__(self) -> None:
         rng = np.random.default_rng(self.seed)
@@ -68,6 +77,7 @@ class ToyWeights:
         self.to_codes = matrix(self.d_z, self.codes) if self.codes else np.zeros((self.d_z, 0), np.float32)
         shapes = {"q": (HIDDEN, HIDDEN), "k": (HIDDEN, kv), "v": (HIDDEN, kv), "o": (HIDDEN, HIDDEN)}
         self.layers = [{n: matrix(*s) for n, s in (shapes | {"up": (HIDDEN, HIDDEN)}).items()} for _ in range(LAYERS)]
+        self.to_slots = [rng.standard_normal((self.d_z, 2 * kv)).astype(np.float32) for _ in range(LAYERS)]
 
 
 class ToyEngine:
@@ -128,6 +138,16 @@ class ToyEngine:
         finite(rows, "adapter rows", self.name)
         return rows
 
+    def prefix(self, latents: F32) -> tuple[F32, F32]:
+        """As ``base.Engine.prefix``; both kinds begin behind BOS, where the latents stand too."""
+        check_all({"latents": latents}, self.io_spec()[optional_part(self.bundle, "prefix")].inputs)
+        groups = self.bundle.manifest.features.get(BEFORE, {}).get("groups", 1)
+        z = latents[:, ::groups]
+        both = [_heads(z @ matrix) for matrix in self.weights.to_slots]
+        places = np.broadcast_to(1 + np.arange(z.shape[1]), z.shape[:2])
+        keys = np.stack([_rotate(x[:, :KV_HEADS], places, True) for x in both], axis=1)
+        return keys.astype(np.float32), np.stack([x[:, KV_HEADS:] for x in both], axis=1)
+
     def splice(self, input_ids: I64, row_index: I64, rows: F32) -> F32:
         """As ``base.Engine.splice``."""
         given: Mapping[str, npt.NDArray[Any]] = {"input_ids": input_ids, "row_index": row_index, "rows": rows}
@@ -146,6 +166,15 @@ class ToyEngine:
         check_prefill(buffers.batch, buffers.capacity, inputs_embeds, lengths, HIDDEN)
         buffers.lengths[:] = 0
         self._step(buffers, inputs_embeds, lengths)
+
+    def extend(self, buffers: Buffers, inputs_embeds: F32, lengths: I64) -> None:
+        """As ``base.Engine.extend``."""
+        check_extend(buffers.lengths, buffers.capacity, inputs_embeds, lengths, HIDDEN, buffers.batch)
+        self._step(buffers, inputs_embeds, lengths)
+
+    def insert(self, buffers: Buffers, prefix: Prefix) -> None:
+        """As ``base.Engine.insert``."""
+        place(buffers, prefix)
 
     def decode(self, buffers: Buffers) -> None:
         """As ``base.Engine.decode``."""
@@ -221,11 +250,13 @@ def write_toy_bundle(
     task_tokens: int = 2,
     max_tokens: int = 64,
     quantiser: bool = False,
+    features: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> Bundle:
     """Write a complete toy bundle into ``folder`` (made if absent) and open it.
 
     Two seeds give two encoders with different fingerprints, whose frames must not be mixed. Both tokenizers
     are byte-level: one token a UTF-8 byte, 256 BOS, 257 EOS. ``quantiser`` adds one of 16 codes of 4 levels.
+    ``features``: as in a manifest; a deep prefix and a coprocessor are at work, others are only named.
     """
     path = Path(folder)
     path.mkdir(parents=True, exist_ok=True)
@@ -235,49 +266,18 @@ def write_toy_bundle(
     (path / WEIGHTS).write_text(json.dumps({"seed": seed}), encoding="utf-8")
     mark = hashlib.sha256(f"toy {seed} {d_z} {task_tokens}".encode()).hexdigest()
     llm = LlmInfo("toy", mark, FAMILY, HIDDEN, VOCAB, LAYERS, KV_HEADS, HEAD_DIM, 2048, (BOS,), (EOS,), EOS, "float32")
+    slots = {"prefix": prefix_spec(llm, d_z)} if {BEFORE, ONTO} & set(features or ()) else {}
     manifest = Manifest(
         files=describe_files(path),
         encoder=EncoderInfo("toy", mark, d_z, latents, max_tokens),
         llm=llm,
         adapter=AdapterInfo("toy", task_tokens, mark),
-        graphs=bundle_specs(llm, d_z, "float32") | quantiser_specs(d_z, TOY_CODES if quantiser else 0),
+        graphs=bundle_specs(llm, d_z, "float32") | quantiser_specs(d_z, TOY_CODES if quantiser else 0) | slots,
         precision="fp32",
         quality={},
         versions={},
+        features=features or {},
     )
     sealed = replace(manifest, fingerprint=manifest.to_json()["fingerprint"])
     (path / MANIFEST).write_text(json.dumps(sealed.to_json(), indent=2, sort_keys=True) + "\n", encoding="utf-8")
     return read_bundle(path)
-
-
-def byte_tokenizer() -> dict[str, Any]:
-    """A tokenizer.json whose tokens are single bytes, with ``<bos>`` and ``<eos>`` after them."""
-    # The printable stand-ins that byte-level BPE uses: visible bytes are themselves, others move past 255.
-    visible = [*range(33, 127), *range(161, 173), *range(174, 256)]
-    moved = iter(range(256, 512))
-    vocab = {chr(b if b in visible else next(moved)): b for b in range(BYTES)}
-    special = [(BOS, "<bos>"), (EOS, "<eos>")]
-    flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
-    level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
-    return {
-        "version": "1.0",
-        "truncation": None,
-        "padding": None,
-        "added_tokens": [{"id": i, "content": text, **flags} for i, text in special],
-        "normalizer": None,
-        "pre_tokenizer": level,
-        "post_processor": None,
-        "decoder": level,
-        "model": {
-            "type": "BPE",
-            "dropout": None,
-            "unk_token": None,
-            "continuing_subword_prefix": None,
-            "end_of_word_suffix": None,
-            "fuse_unk": False,
-            "byte_fallback": False,
-            "ignore_merges": False,
-            "vocab": vocab,
-            "merges": [],
-        },
-    }

@@ -13,8 +13,8 @@ from typing import Final
 
 from ..core.console import message
 from ..core.files import atomic_write_json
+from ..engines.byte_tokenizer import byte_tokenizer
 from ..engines.specs import adapter_spec, encoder_spec
-from ..engines.toy import byte_tokenizer
 from ..models.folder import ModelFolder
 from ..models.store import resolve
 from .checkpoint import Adapter, Checkpoint, file_stem

@@ -1,7 +1,8 @@
 """Latents of several requests to rows of the LLM's embedding space.
 
-In: one array [m,d_z] per request, lengths may differ. Out: rows f32 [B,R+K+V,H] and R, the latents' capacity:
-request b owns rows 0..m-1, the K task rows stand at R, and behind them the V rows of prefix tuning. Knows nothing of prompts.
+In: one array [m,d_z] per request, lengths may differ. Out: rows f32 [B,R+K+V,H] and the latents padded to R slots:
+request b owns rows 0..m-1, the K task rows stand at R, and behind them the V rows of prefix tuning. Knows nothing of
+prompts.
 """
 
 from __future__ import annotations
@@ -13,8 +14,8 @@ import numpy as np
 from ..engines.base import F32, Engine
 
 
-def adapt(engine: Engine, latents: Sequence[F32]) -> tuple[F32, int]:
-    """Pad with zero latents to the longest (at least one), then run the adapter.
+def adapt(engine: Engine, latents: Sequence[F32]) -> tuple[F32, F32]:
+    """Pad with zero latents to the longest (at least one), then run the adapter: rows, and latents f32 [B,R,d_z].
 
     Raises:
         LatentError: 3001, 3002 as ``Engine.adapt``.
@@ -24,4 +25,4 @@ def adapt(engine: Engine, latents: Sequence[F32]) -> tuple[F32, int]:
     for b, z in enumerate(latents):
         if len(z):
             padded[b, : len(z)] = z
-    return engine.adapt(padded), capacity
+    return engine.adapt(padded), padded

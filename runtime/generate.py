@@ -16,6 +16,7 @@ from ..core.errors import LatentError, LatentWireError, RowError
 from ..core.prompt import Prompt, latent_prompt, text_prompt
 from ..engines.base import F32, Engine
 from ..engines.buffers import Buffers
+from ..engines.prefix import Prefix, prefill_with, prefix_info
 from .adapt import adapt
 from .answer import Answer, Growing
 from .memory import Room
@@ -60,6 +61,7 @@ class Generator:
         self._fixed = engine.bundle.manifest.capacity
         self._task_tokens = engine.bundle.manifest.adapter.task_tokens
         self._front = engine.bundle.manifest.front_rows
+        self._prefix = prefix_info(engine.bundle.manifest)
 
     def answers(
         self,
@@ -112,15 +114,25 @@ class Generator:
 
     @property
     def _window(self) -> int:
-        """Most positions of a prompt with its answer."""
+        """Most positions of a prompt with its answer, slots in the cache included."""
         return min(self._fixed, self._llm.max_positions) if self._fixed else self._llm.max_positions
 
     def _need(self, request: Request, options: GenerateOptions) -> int:
         return self._prompt_positions(request) + options.max_new_tokens
 
+    def _added(self, request: Request) -> int:
+        """Cache slots that the latents take beside their rows."""
+        return self._prefix.added(len(request.latents)) if self._prefix else 0
+
+    def _head(self, request: Request) -> int:
+        """Positions that are read before something is put into the cache: up to the latents or behind them."""
+        bos = len(self._llm.bos)
+        return bos + self._front + len(request.latents) if self._prefix and self._prefix.onto else bos
+
     def _prompt_positions(self, request: Request) -> int:
         front = self._front if len(request.latents) else 0
-        return len(self._llm.bos) + front + request.context_positions + self._task_tokens + len(request.question)
+        context = self._added(request) + front + request.context_positions
+        return len(self._llm.bos) + context + self._task_tokens + len(request.question)
 
     def _batches(self, requests: Sequence[Request], options: GenerateOptions) -> list[list[int]]:
         size = 4 if self._llm.dtype == "float32" else 2
@@ -129,7 +141,23 @@ class Generator:
         rows = min(options.batch_size, self._engine.max_batch or options.batch_size)
         if self._fixed:  # Every row takes the whole cache, however short it is.
             rows = min(rows, max(1, positions // self._fixed))
-        return micro_batches([self._need(r, options) for r in requests], rows, positions)
+        if self._prefix is None:
+            return micro_batches([self._need(r, options) for r in requests], rows, positions)
+        batches: list[list[int]] = []
+        # Rows with slots and rows without begin differently: they share no batch.
+        for latents in (True, False):
+            own = [i for i, r in enumerate(requests) if bool(len(r.latents)) == latents]
+            for batch in micro_batches([self._need(requests[i], options) for i in own], rows, positions):
+                found = [own[i] for i in batch]
+                fits = self._joint([requests[i] for i in found]) + options.max_new_tokens <= self._window
+                batches += [found] if fits else [[i] for i in found]
+        return batches
+
+    def _joint(self, requests: Sequence[Request]) -> int:
+        """Positions of the longest beginning and the longest rest together: both are padded on the right."""
+        heads = [self._head(r) + self._added(r) for r in requests]
+        rests = [self._prompt_positions(r) - head for r, head in zip(requests, heads, strict=True)]
+        return max(heads) + max(rests)
 
     def _answer(self, requests: Sequence[Request], options: GenerateOptions) -> list[Answer | LatentWireError]:
         growing = self._growing(len(requests), options)
@@ -146,7 +174,8 @@ class Generator:
     def _finished(self, request: Request, growing: Growing) -> Answer:
         prompt = self._prompt_positions(request)
         stop = growing.stopped or "length"
-        return Answer(growing.text, stop, growing.new_tokens, prompt, request.context_positions)
+        context = request.context_positions + self._added(request)
+        return Answer(growing.text, stop, growing.new_tokens, prompt, context)
 
     def _growing(self, count: int, options: GenerateOptions) -> list[Growing]:
         eos = frozenset(self._llm.eos)
@@ -170,10 +199,17 @@ class Generator:
             self._engine.decode(buffers)
 
     def _prefilled(self, requests: Sequence[Request], options: GenerateOptions) -> Buffers:
-        rows, capacity = adapt(self._engine, [r.latents for r in requests])
-        embeds, lengths = splice(self._engine, [self._prompt(r, capacity) for r in requests], rows)
-        buffers = self._alloc(len(requests), embeds.shape[1] + options.max_new_tokens)
-        self._engine.prefill(buffers, embeds, lengths)
+        rows, latents = adapt(self._engine, [r.latents for r in requests])
+        embeds, lengths = splice(self._engine, [self._prompt(r, latents.shape[1]) for r in requests], rows)
+        if self._prefix is None or not len(requests[0].latents):
+            buffers = self._alloc(len(requests), embeds.shape[1] + options.max_new_tokens)
+            self._engine.prefill(buffers, embeds, lengths)
+            return buffers
+        counts = np.array([self._prefix.slots(len(r.latents)) for r in requests], np.int64)
+        heads = np.array([self._head(r) for r in requests], np.int64)
+        prefix = Prefix(*self._engine.prefix(latents), counts, heads, self._prefix.onto)
+        buffers = self._alloc(len(requests), self._joint(requests) + options.max_new_tokens)
+        prefill_with(self._engine, buffers, embeds, lengths, prefix)
         return buffers
 
     def _prompt(self, request: Request, capacity: int) -> Prompt:

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from latentwire.engines.toy import byte_tokenizer
+from latentwire.engines.byte_tokenizer import byte_tokenizer
 from latentwire.export.families import read_config
 from latentwire.export.weights import sources
 
