@@ -19,6 +19,7 @@ from .calibration import KINDS as CALIBRATIONS
 from .features.options import (
     CoprocessorOptions,
     DeepPrefixOptions,
+    LatentAdaptersOptions,
     LoraOptions,
     PrefixTuningOptions,
     check,
@@ -161,6 +162,7 @@ class Config:
     data: tuple[str, ...] = ()
     eval_data: tuple[str, ...] = ()
     prose: tuple[str, ...] = ()
+    latent_adapters: LatentAdaptersOptions = field(default_factory=LatentAdaptersOptions)
     batch: int = 16
     micro_batch: int = 8
     branch_tokens: int = 160

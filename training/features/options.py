@@ -12,6 +12,7 @@ KINDS: Final = (
     "prefix_tuning",
     "deep_prefix",
     "coprocessor",
+    "latent_adapters",
 )
 """Names of features, in the order in which they act."""
 EXCLUSIVE: Final = ("deep_prefix", "coprocessor")
@@ -94,6 +95,31 @@ class CoprocessorOptions:
 
     def __post_init__(self) -> None:
         at_least("coprocessor", "rank", 1, self.rank)
+
+
+@dataclass(frozen=True)
+class LatentAdaptersOptions:
+    """Cross-attention to the latents, in front of some layers.
+
+    Attributes:
+        rank: dimensions of queries, keys and values of a layer, in all heads together.
+        heads: how many heads share them.
+        depths: in front of so many layers, at equal distances.
+        layers: numbers of the layers, from 0, in place of ``depths``.
+    """
+
+    rank: int = 64
+    heads: int = 4
+    depths: int = 4
+    layers: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        for name in ("rank", "heads", "depths"):
+            at_least("latent_adapters", name, 1, getattr(self, name))
+        if self.rank % self.heads:
+            raise bad("latent_adapters.rank", f"a multiple of heads = {self.heads}", self.rank)
+        if self.layers != tuple(sorted(set(self.layers))) or min(self.layers, default=0) < 0:
+            raise bad("latent_adapters.layers", "numbers from 0, each once, in order", list(self.layers))
 
 
 def check(features: tuple[str, ...]) -> None:

@@ -9,11 +9,12 @@ from ..llm import LMWrapper
 from .base import Feature
 from .coprocessor import Coprocessor
 from .deep_prefix import DeepPrefix
+from .latent_adapters import LatentAdapters
 from .lora import Lora
 from .options import KINDS
 from .prefix_tuning import PrefixTuning
 
-CLASSES: Final = {each.kind: each for each in (Lora, PrefixTuning, DeepPrefix, Coprocessor)}
+CLASSES: Final = {each.kind: each for each in (Lora, PrefixTuning, DeepPrefix, Coprocessor, LatentAdapters)}
 
 
 def build(config: Config, llm: LMWrapper) -> dict[str, Feature]:

@@ -26,6 +26,7 @@ from latentwire.training.features.options import (
     KINDS,
     CoprocessorOptions,
     DeepPrefixOptions,
+    LatentAdaptersOptions,
     LoraOptions,
     PrefixTuningOptions,
 )
@@ -60,6 +61,7 @@ CASES = [
     Case("prefix_tuning", None, {"prefix_tuning": PrefixTuningOptions(rows=3)}),
     Case("deep_prefix", None, {"deep_prefix": DeepPrefixOptions(rank=4, groups=2)}),
     Case("coprocessor", 2e-5, {"coprocessor": CoprocessorOptions(rank=4)}),
+    Case("latent_adapters", 0.0, {"latent_adapters": LatentAdaptersOptions(rank=4, heads=2, layers=(0, 1))}),
 ]
 FAMILIES = ["tiny_llm", "tiny_gemma"]
 
