@@ -20,10 +20,10 @@ from .buffers import Buffers, alloc_buffers, decoder_inputs
 from .bundle import Bundle
 from .checks import check_decode, check_extend, check_prefill, finite, fitted_capacity
 from .ort_parts import OrtParts
-from .ort_session import guarded, open_session, usable_processors
+from .ort_session import guarded, open_session
 from .prefix import Prefix, place
 
-__all__ = ["OrtBuffers", "OrtCpuEngine", "open_session", "usable_processors"]
+__all__ = ["OrtBuffers", "OrtCpuEngine", "open_session"]
 
 
 @dataclass

@@ -17,7 +17,7 @@ from .base import F32, I64, PARTS
 from .buffers import Buffers, cache_names
 from .bundle import Bundle
 from .checks import check_lengths, check_splice, finite, optional_part
-from .ort_session import CPU, Providers, guarded, open_session, usable_processors
+from .ort_session import CPU, Providers, guarded, open_session
 from .prefix import Prefix
 from .tensors import GraphSpec, check_all
 

@@ -5,7 +5,6 @@ Knows neither bundles nor what a graph means.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, TypeVar
@@ -33,13 +32,6 @@ Providers = Sequence[tuple[str, Mapping[str, Any]]]
 T = TypeVar("T")
 
 CPU: Final[Providers] = (("CPUExecutionProvider", {}),)
-
-
-def usable_processors() -> int:
-    """Processors this process may run on; at least 1."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def open_session(
