@@ -13,6 +13,7 @@ import numpy.typing as npt
 import onnxruntime as ort
 
 from ..core.errors import BundleError, EnvironmentFault
+from ..core.processors import usable_processors
 from .base import F32, I64, PARTS
 from .buffers import Buffers, cache_names
 from .bundle import Bundle
