@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
     from ..training.fsq import Quantiser
     from ..training.model import LatentModel
+    from ..training.token_codes import TokenQuantiser
 
 FOLDED_ELEMENTS: Final = 16
 """Shapes and axes have fewer; weights, which must stay named tensors, have more."""
@@ -82,7 +83,7 @@ def trace_checkpoint(model: LatentModel, folder: Path) -> list[Path]:
     return done
 
 
-def _trace_quantiser(quantiser: Quantiser, d_z: int, folder: Path) -> list[Path]:
+def _trace_quantiser(quantiser: Quantiser | TokenQuantiser, d_z: int, folder: Path) -> list[Path]:
     """``quantise.onnx`` and ``dequantise.onnx``; their weights are among the encoder's."""
     import torch
     from torch import Tensor, nn

@@ -18,7 +18,9 @@ from .features.registry import build
 from .fsq import fit_quantiser, start_quantiser
 from .llm import LMWrapper
 from .model import LatentModel, build_adapter, build_encoder, key
+from .pooling import unit
 from .start import inverse_document_frequency, set_embedding, start_encoder, start_keys, start_rows
+from .token_codes import TokenQuantiser, start_token_quantiser
 from .vocabulary import choose_tokens, embed_text, token_latents, token_texts
 
 FITTED_TEXTS = 256
@@ -128,9 +130,30 @@ def begin_quantiser(model: LatentModel, texts: list[str]) -> None:
     device = next(model.encoder.parameters()).device
     # On the CPU, whose linear algebra is the same everywhere.
     z = torch.cat(text_latents(model, texts[:FITTED_TEXTS]))
-    start_quantiser(model.quantiser.cpu(), z)
-    fit_quantiser(model.quantiser, z, model.config.fsq_fit)
-    model.quantiser.to(device)
+    quantiser = model.quantiser.cpu()
+    if isinstance(quantiser, TokenQuantiser):
+        start_token_quantiser(quantiser, _token_keys(model, texts, len(quantiser.table)), z)
+    else:
+        start_quantiser(quantiser, z)
+        fit_quantiser(quantiser, z, model.config.fsq_fit)
+    quantiser.to(device)
+
+
+@torch.no_grad()
+def _token_keys(model: LatentModel, texts: list[str], size: int) -> torch.Tensor:
+    """f32 [size,d_z], unit keys of the tokens that ``texts`` use most, by the encoder's own projection."""
+    encoder, source = model.encoder, model.source
+    if not isinstance(encoder, EncoderFromEmbedLayer):
+        raise ModelError(
+            3210,
+            "no keys of tokens in a byte encoder",
+            expected="expected a teacher with a quantiser of tokens",
+            fix="start the teacher's run again with init and quantiser_type tokens",
+        )
+    table = source.embedding.cpu()
+    chosen = choose_tokens(source.tokenizer, texts, token_texts(source.tokenizer, len(table)), size)
+    projection, mean = encoder.projection.weight.detach().cpu(), encoder.get_buffer("mean").cpu()
+    return unit((table[chosen] - mean) @ projection.T)
 
 
 @torch.no_grad()

@@ -28,9 +28,11 @@ from .fsq import PROFILES
 from .latents import parse
 from .lesson import STRIDE
 from .stages import Span, Stage, spans
+from .token_codes import PROFILE
 
 ENCODER_TYPES = ("embed_layer", "bytes")
 ADAPTER_TYPES = ("learned", "linear")
+QUANTISER_TYPES = ("fsq", "tokens")
 ANCHOR_TEXT = (
     "The old bridge over the river was opened in 1932. Every spring, people from both towns meet there, and a band "
     "plays until the evening train arrives."
@@ -80,7 +82,8 @@ class Config:
         salience: how sharply the start prefers rare tokens inside a span.
         mlp_hidden: hidden width of the learned adapter's MLP.
         fsq_profile: quantiser trained beside the raw latents: 1 (32 bits a latent), 2 (60 bits); 0: none.
-        fsq_hidden: width of its MLPs.
+        quantiser_type: ``fsq``, learned; ``tokens``, two tokens and a weight, nothing to learn, profile 1 only.
+        fsq_hidden: width of the MLPs of ``fsq``.
         fsq_fit: steps that fit it to latents alone, before anything else.
         fsq_share: share of samples that pass it at the first step, the others stay raw.
         fsq_ramp: share of ``steps`` over which that grows to all of them.
@@ -149,6 +152,7 @@ class Config:
     salience: float = 2.0
     mlp_hidden: int = 1024
     fsq_profile: int = 0
+    quantiser_type: str = "fsq"
     fsq_hidden: int = 512
     fsq_fit: int = 400
     fsq_share: float = 0.5
@@ -158,11 +162,11 @@ class Config:
     prefix_tuning: PrefixTuningOptions = field(default_factory=PrefixTuningOptions)
     deep_prefix: DeepPrefixOptions = field(default_factory=DeepPrefixOptions)
     coprocessor: CoprocessorOptions = field(default_factory=CoprocessorOptions)
+    latent_adapters: LatentAdaptersOptions = field(default_factory=LatentAdaptersOptions)
 
     data: tuple[str, ...] = ()
     eval_data: tuple[str, ...] = ()
     prose: tuple[str, ...] = ()
-    latent_adapters: LatentAdaptersOptions = field(default_factory=LatentAdaptersOptions)
     batch: int = 16
     micro_batch: int = 8
     branch_tokens: int = 160
@@ -195,6 +199,7 @@ class Config:
     def __post_init__(self) -> None:
         _one_of("encoder_type", self.encoder_type, ENCODER_TYPES)
         _one_of("adapter_type", self.adapter_type, ADAPTER_TYPES)
+        _one_of("quantiser_type", self.quantiser_type, QUANTISER_TYPES)
         _one_of("bundle", self.bundle, tuple(BUNDLES))
         _one_of("calibration", self.calibration, CALIBRATIONS)
         _one_of("precision", self.precision, ("bf16", "fp32"))
@@ -224,6 +229,8 @@ class Config:
         if self.fsq_profile not in (0, *PROFILES):
             raise _bad("fsq_profile", f"0 or one of {', '.join(map(str, PROFILES))}", self.fsq_profile)
         check(self.features)
+        if self.quantiser_type == "tokens" and self.fsq_profile != PROFILE:
+            raise _bad("fsq_profile", f"{PROFILE} where quantiser_type is tokens", self.fsq_profile)
         for choice in self.latent_choices:
             parse(choice)
         continued = max([self.continue_share, *(stage.continue_share for stage in self.stage)])

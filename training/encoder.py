@@ -24,6 +24,7 @@ from transformers.models.llama.modeling_llama import LlamaDecoderLayer, LlamaRMS
 
 from .fsq import Quantiser
 from .pooling import SpanAttention, inside_mask, span_means, span_weights, to_latents, unit
+from .token_codes import TokenQuantiser
 
 
 class EncoderFromEmbedLayer(nn.Module):
@@ -47,7 +48,7 @@ class EncoderFromEmbedLayer(nn.Module):
         super().__init__()
         width = config.hidden_size
         self.low_precision = False
-        self.quantiser: Quantiser | None = None
+        self.quantiser: Quantiser | TokenQuantiser | None = None
         config._attn_implementation = "sdpa"
         # fp16 on purpose: the table is frozen, and what is exported is what was trained with.
         self.register_buffer("embedding", torch.zeros(config.vocab_size, width, dtype=torch.float16), persistent=False)

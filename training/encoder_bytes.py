@@ -19,6 +19,7 @@ from transformers.models.llama.modeling_llama import LlamaDecoderLayer, LlamaRMS
 from .fsq import Quantiser
 from .lesson import states_of
 from .pooling import SpanAttention, inside_mask, span_means, span_weights, to_latents
+from .token_codes import TokenQuantiser
 
 BYTES: Final = 256
 HEAD: Final = 44
@@ -59,7 +60,7 @@ class ByteLevelEncoder(nn.Module):
     def __init__(self, d_z: int, width: int, layers: int) -> None:
         super().__init__()
         self.low_precision = False
-        self.quantiser: Quantiser | None = None
+        self.quantiser: Quantiser | TokenQuantiser | None = None
         heads = max(1, width // HEAD)
         config = LlamaConfig(
             vocab_size=BYTES,

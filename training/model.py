@@ -21,6 +21,7 @@ from .fsq import Quantiser
 from .injection import Injection
 from .lesson import byte_ids
 from .llm import KeyValues, LMWrapper, read_config
+from .token_codes import TokenQuantiser
 from .tree import Tree
 
 
@@ -46,8 +47,14 @@ def build_encoder(config: Config) -> EncoderFromEmbedLayer | ByteLevelEncoder:
     else:
         encoder = EncoderFromEmbedLayer(_first_layers(config), config.d_z, config.salience)
     if config.fsq_profile:
-        encoder.quantiser = Quantiser(config.d_z, config.fsq_profile, config.fsq_hidden)
+        encoder.quantiser = _quantiser(config)
     return encoder
+
+
+def _quantiser(config: Config) -> Quantiser | TokenQuantiser:
+    if config.quantiser_type == "tokens":
+        return TokenQuantiser(config.d_z, read_config(resolve(config.encoder_llm).path).vocab_size)
+    return Quantiser(config.d_z, config.fsq_profile, config.fsq_hidden)
 
 
 def _first_layers(config: Config) -> LlamaConfig:
@@ -152,10 +159,10 @@ class LatentModel(nn.Module):
         return out
 
     @property
-    def quantiser(self) -> Quantiser | None:
+    def quantiser(self) -> Quantiser | TokenQuantiser | None:
         """The encoder's quantiser, if it was built with one."""
         found = self.encoder.quantiser
-        return found if isinstance(found, Quantiser) else None
+        return found if isinstance(found, (Quantiser, TokenQuantiser)) else None
 
     def quantised(self, z: Tensor, rounded: Tensor | None = None) -> Tensor:
         """Latents f32 [B,M,d_z] as they arrive through codes, where ``rounded`` bool [B] (None: everywhere).

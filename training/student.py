@@ -32,12 +32,13 @@ def start_student(model: LatentModel, texts: Sequence[str]) -> tuple[str, ...]:
     if model.quantiser is not None:
         found = load_tensors(folder / encoder_file())
         own = {n.removeprefix(QUANTISER): t.float() for n, t in found.items() if n.startswith(QUANTISER)}
-        if config.fsq_profile != model.config.fsq_profile or config.fsq_hidden != model.config.fsq_hidden:
+        wanted, came = ((c.quantiser_type, c.fsq_profile, c.fsq_hidden) for c in (model.config, config))
+        if wanted != came:
             raise ModelError(
                 3210,
                 "the teacher has another quantiser",
                 where=str(folder),
-                expected=f"expected fsq_profile {model.config.fsq_profile}, got {config.fsq_profile}",
+                expected=f"expected quantiser_type, fsq_profile and fsq_hidden {wanted}, got {came}",
                 fix="train without one first, then add it with init",
             )
         model.quantiser.load_state_dict(own)

@@ -22,9 +22,12 @@ from latentwire.training.train import Trainer
 TEXT = "The bridge at Tolmin was built by Anton Kovac in 1887. It is made of stone."
 
 
-@pytest.fixture(scope="module")
-def checkpoint(tiny_config: Callable[..., Config], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    config = tiny_config(steps=3, lr_new=1e-2, fsq_profile=2, fsq_hidden=8)
+@pytest.fixture(scope="module", params=[("fsq", 2), ("tokens", 1)], ids=lambda p: p[0])
+def checkpoint(
+    request: pytest.FixtureRequest, tiny_config: Callable[..., Config], tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    kind, profile = request.param
+    config = tiny_config(steps=3, lr_new=1e-2, fsq_profile=profile, quantiser_type=kind, fsq_hidden=8)
     folder = tmp_path_factory.mktemp("fsq")
     Trainer(config, folder / "run").train()
     return publish(folder / "run" / "last", folder / "c", {})
@@ -50,7 +53,7 @@ def test_a_frame_holds_the_codes_that_torch_makes(checkpoint: Path, tiny_llm: Pa
             f"{part}.safetensors" for part in ("encoder", "embeddings", "adapter", "decoder")
         }
         (data,) = pipe.compress([TEXT], CompressOptions(codec="fsq"))
-        assert len(data) == 24 + 8 * 60 // 8
+        assert len(data) == 24 + 8 * (60 if model.config.fsq_profile == 2 else 32) // 8
         found = message.unpack(data)
         np.testing.assert_array_equal(found.codes(), codes)
         again = pipe.engine.dequantise(found.codes()[None].astype(np.int64))[0]
@@ -78,7 +81,8 @@ def test_a_graph_with_other_codes_is_not_published(
     def trace_then_change(model: torch.nn.Module, folder: Path) -> object:
         done = real(model, folder)  # type: ignore[arg-type]
         with torch.no_grad():
-            model.quantiser.down.linear.bias += 0.3  # type: ignore[union-attr,operator]
+            for tensor in model.quantiser.state_dict().values():  # type: ignore[union-attr]
+                tensor.copy_(tensor.roll(1, 0))
         return done
 
     monkeypatch.setattr(trace, "trace_checkpoint", trace_then_change)
