@@ -61,9 +61,7 @@ class TokenQuantiser(nn.Module):
 
     def codes(self, z: Tensor) -> Tensor:
         """What travels, int64 [B,M,16], each 0..3."""
-        first, at, best = self._pursue(unit(z))
-        second, other, left = self._pursue(unit(z) - best.unsqueeze(-1) * first)
-        ratio = left / best.clamp(min=1e-6)
+        at, other, ratio = self._split(z)
         nearest = (ratio.unsqueeze(-1) - self.weights).abs().argmin(-1)
         word = at + ENTRIES * other + ENTRIES**2 * nearest
         return word.unsqueeze(-1) // self.powers % BASE
@@ -79,8 +77,13 @@ class TokenQuantiser(nn.Module):
 
     def ratios(self, z: Tensor) -> Tensor:
         """Weight of the second token against the first, before it is rounded: f32 [B,M]."""
-        first, _, best = self._pursue(unit(z))
-        return self._pursue(unit(z) - best.unsqueeze(-1) * first)[2] / best.clamp(min=1e-6)
+        return self._split(z)[2]
+
+    def _split(self, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Numbers of both tokens, int64 [B,M] each, and ``ratios``."""
+        first, at, best = self._pursue(unit(z))
+        _, other, left = self._pursue(unit(z) - best.unsqueeze(-1) * first)
+        return at, other, left / best.clamp(min=1e-6)
 
     def _pursue(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The entry nearest in direction to f32 [B,M,d_z]: itself, its number int64 [B,M], its share f32 [B,M]."""

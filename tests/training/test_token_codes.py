@@ -44,7 +44,8 @@ def test_what_is_two_tokens_comes_back() -> None:
     w = made.weights[torch.randint(4, (200,), generator=draw)]
     z = 7 * (made.table[i] + w[:, None] * made.table[j])[None]
     codes = made.codes(z)
-    assert int(codes.min()) >= 0 and int(codes.max()) <= 3
+    assert int(codes.min()) >= 0
+    assert int(codes.max()) <= 3
     back = made.latents(codes)
     torch.testing.assert_close(back.square().mean(-1), torch.ones(1, 200), atol=1e-4, rtol=0)
     same = F.cosine_similarity(back, z, dim=-1)[0] > 0.999
