@@ -64,6 +64,8 @@ def job_lock(folder: Path, *, sync: bool = True) -> Iterator[None]:
             disk.sync_folder(folder)
         yield
     finally:
+        with contextlib.suppress(OSError):  # this process may live on without the lock
+            os.ftruncate(handle, 0)
         disk.release_lock(handle)
 
 

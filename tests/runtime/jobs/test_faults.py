@@ -54,9 +54,9 @@ def quiet() -> None:
 
 @pytest.fixture(scope="module")
 def setting(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Setting]:
-    every_s, progress.EVERY_S = progress.EVERY_S, 1e9  # every run makes the same calls, however busy the machine
-    yield new_setting(tmp_path_factory.mktemp("faults"))
-    progress.EVERY_S = every_s
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(progress, "EVERY_S", 1e9)  # every run makes the same calls, however busy the machine
+        yield new_setting(tmp_path_factory.mktemp("faults"))
 
 
 def new_setting(base: Path) -> Setting:
