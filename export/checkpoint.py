@@ -7,7 +7,7 @@ torch; training writes what is read here.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
@@ -23,11 +23,15 @@ REFERENCE: Final = "reference"
 
 @dataclass(frozen=True)
 class Adapter:
-    """One adapter of a checkpoint: name of its LLM, what the manifest will say, the LLM it was trained for."""
+    """One adapter of a checkpoint: name of its LLM, what the manifest will say, the LLM it was trained for.
+
+    ``features``: what else was learned for this LLM, by kind: ``sha256`` of its file, and facts about it.
+    """
 
     llm: str
     info: AdapterInfo
     llm_fingerprint: str
+    features: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -101,7 +105,8 @@ def read_checkpoint(name: str | Path) -> Checkpoint:
         name: folder; ``reference``, where no such folder exists, is the checkpoint that ships.
 
     Raises:
-        ModelError: 3204 no meta.json or not JSON, 3220 not a checkpoint or incomplete, 3221 a later version.
+        ModelError: 3204 no meta.json or not JSON, 3220 not a checkpoint or incomplete, 3221 a later version, 3224 a
+            feature that the config names is not there.
     """
     path = Path(name)
     if str(name) == REFERENCE and not path.is_dir():
@@ -118,7 +123,7 @@ def read_checkpoint(name: str | Path) -> Checkpoint:
         )
     try:
         return _build(path, meta)
-    except (KeyError, TypeError, ValueError) as e:
+    except (AttributeError, KeyError, TypeError, ValueError) as e:
         raise ModelError(
             3220, "checkpoint metadata is incomplete", where=str(path / "meta.json"), expected=f"{type(e).__name__} {e}"
         ) from e
@@ -127,12 +132,27 @@ def read_checkpoint(name: str | Path) -> Checkpoint:
 def _build(path: Path, meta: Mapping[str, Any]) -> Checkpoint:
     e = meta["encoder"]
     numbers = (int(e["d_z"]), int(e["latents"]), int(e["max_tokens"]))
+    # Checkpoints of before there were features have none.
+    features = {llm: {kind: dict(f) for kind, f in own.items()} for llm, own in meta.get("features", {}).items()}
     adapters = tuple(
         Adapter(
-            llm, AdapterInfo(str(a["kind"]), int(a["task_tokens"]), str(a["fingerprint"])), str(a["llm_fingerprint"])
+            llm,
+            AdapterInfo(str(a["kind"]), int(a["task_tokens"]), str(a["fingerprint"])),
+            str(a["llm_fingerprint"]),
+            features.get(llm, {}),
         )
         for llm, a in meta["adapters"].items()
     )
+    for kind in meta.get("config", {}).get("features", ()):
+        for adapter in adapters:
+            if kind not in adapter.features:
+                raise ModelError(
+                    3224,
+                    f"feature {kind} of {adapter.llm} has no weights",
+                    where=str(path / "meta.json"),
+                    expected="expected it among features",
+                    fix="take a checkpoint that has them; without them it would be another model",
+                )
     return Checkpoint(
         path,
         EncoderInfo(str(e["kind"]), str(e["fingerprint"]), *numbers),

@@ -21,6 +21,9 @@ from ..models.store import resolve
 from .checkpoint import Adapter, Checkpoint, read_checkpoint
 from .cost import asked, measured
 from .families import DecoderConfig
+from .features import check_features, feature_files, manifest_features
+from .lora import KIND as LORA
+from .lora import Lora, read_lora
 from .parity import Report, Verify, verify
 from .parts import write_adapter, write_encoder, write_llm
 from .plans import add_plans, plan_findings, prepare
@@ -63,7 +66,8 @@ def export_bundle(request: Request) -> Bundle:
 
     Raises:
         InputError: 2111 a target that nothing here can make.
-        ModelError: 3101, 3102 the checkpoint is for other models; 3201-3207 the model; 3220, 3221 the checkpoint.
+        ModelError: 3101, 3102 the checkpoint is for other models; 3201-3207 the model; 3220, 3221, 3223-3225 the
+            checkpoint.
         BundleError: 4001 graphs that do not fit; 4010 parity failed; 4011 nothing to compare with; 4012 TensorRT
             cannot build a graph, or reads it differently.
         EnvironmentFault: 5001 no GPU, 5003 memory, 5004 disk, 5008 ``out`` exists, 5011 a package is missing.
@@ -71,12 +75,15 @@ def export_bundle(request: Request) -> Bundle:
     target = prepare(request.target)
     checkpoint, llm = read_checkpoint(request.checkpoint), resolve(request.llm)
     adapter = checkpoint.adapter_for(llm)
-    yardstick = find_reference(request.reference, llm, checkpoint.path) if request.verify == "full" else None
+    check_features(adapter)
+    lora = changes(checkpoint, adapter)
+    full = request.verify == "full"
+    yardstick = find_reference(request.reference, llm, checkpoint.path, changed=lora is not None) if full else None
     quantised = target.precision.matmul != "plain"
     questions = asked(request.measure) if quantised else []
-    scales = calibrated(llm) if target.precision.matmul == "fp8" else None
+    scales = calibrated(llm, lora) if target.precision.matmul == "fp8" else None
     with atomic_folder(request.out, overwrite=request.overwrite) as folder:
-        config = write_llm(llm, folder, target, scales)
+        config = write_llm(llm, folder, target, scales, lora)
         write_encoder(checkpoint, llm, folder)
         write_quantiser(checkpoint, folder)
         write_adapter(checkpoint, adapter, config, folder, target)
@@ -84,7 +91,7 @@ def export_bundle(request: Request) -> Bundle:
         report = verify(bundle, llm, yardstick, request.verify, threads=request.threads)
 
         def write_plain(scratch: Path) -> Bundle:
-            write_adapter(checkpoint, adapter, write_llm(llm, scratch), scratch)
+            write_adapter(checkpoint, adapter, write_llm(llm, scratch, lora=lora), scratch)
             return seal(checkpoint, adapter, llm_info(llm, config), PLAIN, scratch)
 
         cost = measured(bundle, questions, write_plain, threads=request.threads)
@@ -103,11 +110,17 @@ def rewrite(bundle: Bundle, manifest: Manifest, report: Report, cost: Mapping[st
     return read_bundle(bundle.path, verify="size")
 
 
-def calibrated(llm: ModelFolder) -> dict[str, float]:
+def changes(checkpoint: Checkpoint, adapter: Adapter) -> Lora | None:
+    """The LoRA of a checkpoint; ModelError 3224 for weights of features that are not what they should be."""
+    files = feature_files(checkpoint, adapter)
+    return read_lora(files[LORA], adapter.features[LORA]) if LORA in files else None
+
+
+def calibrated(llm: ModelFolder, lora: Lora | None) -> dict[str, float]:
     """Activation scales of an fp8 decoder; EnvironmentFault 5011 without NVIDIA ModelOpt."""
     from .fp8 import calibrate
 
-    return dict(calibrate(llm))
+    return dict(calibrate(llm, lora=lora))
 
 
 def llm_info(llm: ModelFolder, config: DecoderConfig, dtype: str = "float32") -> LlmInfo:
@@ -131,6 +144,7 @@ def seal(checkpoint: Checkpoint, adapter: Adapter, llm: LlmInfo, target: Target,
         versions=versions(),
         flavour=target.flavour,
         capacity=target.capacity,
+        features=manifest_features(adapter),
     )
     atomic_write_json(folder / MANIFEST, manifest.to_json())
     return read_bundle(folder, verify="size")

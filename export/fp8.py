@@ -18,6 +18,7 @@ from ..core.errors import ModelError
 from ..core.extras import needs
 from ..models.folder import ModelFolder
 from .families import DecoderConfig, read_config
+from .lora import Lora, merge
 from .quantize import FP8_TOP, kind
 from .reference import even_groups, sentence_prompts
 from .sentences import SENTENCES
@@ -26,12 +27,15 @@ from .weights import sources
 BATCH: Final = 16
 
 
-def calibrate(llm: ModelFolder, prompts: Sequence[Sequence[int]] | None = None) -> dict[str, float]:
+def calibrate(
+    llm: ModelFolder, prompts: Sequence[Sequence[int]] | None = None, lora: Lora | None = None
+) -> dict[str, float]:
     """Graph name of each quantised matrix -> scale of its input: largest magnitude seen / 448.
 
     Args:
         llm: folder that transformers can load.
         prompts: token ids to calibrate on; None: the built-in sentences.
+        lora: changes its weights.
 
     Raises:
         EnvironmentFault: 5011 ModelOpt, torch or transformers is not installed.
@@ -53,7 +57,7 @@ def calibrate(llm: ModelFolder, prompts: Sequence[Sequence[int]] | None = None) 
             model(torch.tensor(ordered[i : i + BATCH]), use_cache=False)
 
     with _quiet(), torch.no_grad():
-        model = AutoModelForCausalLM.from_pretrained(llm.path, dtype="auto").eval()
+        model = merge(AutoModelForCausalLM.from_pretrained(llm.path, dtype="auto").eval(), lora)
         quantization.quantize(model, quantization.FP8_DEFAULT_CFG, forward_loop=feed)
     largest = {
         name: float(module.amax)

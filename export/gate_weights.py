@@ -12,6 +12,7 @@ from ..engines.bundle import Bundle
 from ..models.folder import ModelFolder
 from .families import read_config
 from .findings import Finding, departed
+from .lora import lora_of
 from .precision import Precision, precision
 from .quantize import Stored, kind, restore, stored
 from .shards import Shards
@@ -29,6 +30,8 @@ NARROW: Final = {"int8": 254.0, "w8": 255.0, "w4": 15.0, "fp8": 16.0}
 def check_weights(bundle: Bundle, llm: ModelFolder) -> Finding:
     """Plain dtypes hold the model's values, rounded; quantised ones lie within half a step of them.
 
+    The model's values are those that the bundle's LoRA, if it has one, makes of them.
+
     Raises:
         ParityError: 4010, naming the tensor.
         ModelError: 3206, 3207 the model's own weights are unusable.
@@ -36,7 +39,10 @@ def check_weights(bundle: Bundle, llm: ModelFolder) -> Finding:
     form = precision(bundle.manifest.precision)
     config = read_config(llm.config, str(llm.path))
     worst = 0.0
-    with WeightReader(llm.weights, config) as reader, Shards([bundle.file("decoder.safetensors")]) as ours:
+    with (
+        WeightReader(llm.weights, config, lora_of(bundle)) as reader,
+        Shards([bundle.file("decoder.safetensors")]) as ours,
+    ):
         for name in reader.sources:
             what = kind(name, tied=config.tied)
             parts = stored(name, reader.shape(name), what, form)

@@ -5,6 +5,7 @@ at the bundle's files: the same tensors by name, plus the tables that a checkpoi
 
     encoder.onnx    embedding      -> embeddings.safetensors, the rest -> encoder.safetensors
     adapter.onnx    llm.embedding  -> decoder.safetensors,    the rest -> adapter.safetensors
+                    prefix_tuning.front -> prefix_tuning.safetensors
 """
 
 from __future__ import annotations
@@ -27,7 +28,14 @@ TABLE: Final = "embedding"
 """The encoder's frozen table: initializer of its graph and tensor of embeddings.safetensors, float16 [V,H]."""
 
 
-def place_module(graph: Path, weights: Path, dest: Path, tables: Mapping[str, Table], spec: GraphSpec) -> None:
+def place_module(
+    graph: Path,
+    weights: Path,
+    dest: Path,
+    tables: Mapping[str, Table],
+    spec: GraphSpec,
+    features: Mapping[str, Path] | None = None,
+) -> None:
     """Copy one graph and its weights into a bundle.
 
     Args:
@@ -36,6 +44,7 @@ def place_module(graph: Path, weights: Path, dest: Path, tables: Mapping[str, Ta
         dest: ONNX file to write; the weights go beside it under the same name.
         tables: initializers that live in another file of the bundle, by name.
         spec: what the graph must take and return.
+        features: kind -> file of the bundle with a feature's weights, which the graph calls ``KIND.NAME``.
 
     requires: every external initializer is named in ``tables`` or in ``weights``. ensures: the graph reads
     files of the bundle only, with the inputs and outputs of ``spec``.
@@ -47,11 +56,16 @@ def place_module(graph: Path, weights: Path, dest: Path, tables: Mapping[str, Ta
     shutil.copyfile(weights, copy)
     model = read_model(graph)
     own = read_layout(copy)
+    more = {kind: read_layout(path) for kind, path in (features or {}).items()}
     for tensor in list(model.graph.initializer):
         if tensor.name in tables:
             place_table(model, tensor, tables[tensor.name])
         elif tensor.data_location == TensorProto.EXTERNAL:
-            point(tensor, own, tensor.name)
+            kind, _, name = tensor.name.partition(".")
+            if kind in more:
+                point(tensor, more[kind], name)
+            else:
+                point(tensor, own, tensor.name)
     check_interface(model, spec, graph)
     save(model, dest)
 

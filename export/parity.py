@@ -30,6 +30,7 @@ from .gate_reference import check_logits, check_states, check_tokens, replay
 from .gate_same import GATES, Sample, sample
 from .gate_weights import check_weights
 from .limits import Limits, limits
+from .lora import lora_of
 from .precision import precision
 from .probe import Probe
 from .recorded import Recorded
@@ -103,7 +104,7 @@ def verify(
     if choice is None:
         raise ValueError("a full check needs a yardstick")
     there, absent = running(bundle, threads, only, quick=quick and only is None)
-    recorded = run_reference(choice, llm, bundle.manifest.llm.bos, room(there))
+    recorded = run_reference(choice, llm, bundle.manifest.llm.bos, room(there), lora_of(bundle))
     message(f"parity: {len(recorded.prompts)} prompts against {recorded.source} on {', '.join(b.name for b in there)}")
     for backend in there:
         findings += check_backend(backend, bundle, recorded, stop=stop)

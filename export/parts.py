@@ -21,7 +21,9 @@ from .checkpoint import Adapter, Checkpoint, file_stem
 from .decoder import build_decoder
 from .external import Layout, read_layout
 from .families import DecoderConfig
+from .features import write_features
 from .graph import save
+from .lora import Lora
 from .model_config import read_llm
 from .modules import TABLE, place_module
 from .splice import build_splice
@@ -35,13 +37,20 @@ BYTES: Final = "bytes"
 
 
 def write_llm(
-    llm: ModelFolder, folder: Path, target: Target = PLAIN, scales: Mapping[str, float] | None = None
+    llm: ModelFolder,
+    folder: Path,
+    target: Target = PLAIN,
+    scales: Mapping[str, float] | None = None,
+    lora: Lora | None = None,
 ) -> DecoderConfig:
-    """Decoder and splice graphs, their one weight file, and the tokenizer; ``scales``: of an fp8 target."""
+    """Decoder and splice graphs, their one weight file, and the tokenizer.
+
+    ``scales``: of an fp8 target. ``lora``: changes the weights.
+    """
     config = read_llm(llm)
     form = target.precision
     message(f"export: decoder of {llm.name}, {config.num_layers} layers, {form.name}")
-    with WeightReader(llm.weights, config) as reader:
+    with WeightReader(llm.weights, config, lora) as reader:
         layout = write_decoder(folder / "decoder.safetensors", reader, config, form)
     model = build_decoder(config, layout, form, target.flavour, target.capacity or "C", scales)
     save(model, folder / "decoder.onnx")
@@ -82,11 +91,14 @@ def write_table(llm: ModelFolder, path: Path) -> Layout:
 def write_adapter(
     checkpoint: Checkpoint, adapter: Adapter, config: DecoderConfig, folder: Path, target: Target = PLAIN
 ) -> None:
-    """Adapter graph and weights; where it needs the LLM's table it reads the decoder's, as the LLM itself does."""
+    """Adapter graph and weights, and the weights of features beside it.
+
+    Where it needs the LLM's table it reads the decoder's, as the LLM itself does.
+    """
     message(f"export: adapter for {adapter.llm}")
     stem = f"adapter-{file_stem(adapter.llm)}"
     graph, weights = checkpoint.file(f"{stem}.onnx"), checkpoint.file(f"{stem}.safetensors")
     tables = {EMBEDDING: Table(read_layout(folder / "decoder.safetensors"), config.embed_scale, target.precision.dtype)}
-    place_module(
-        graph, weights, folder / "adapter.onnx", tables, adapter_spec(checkpoint.encoder.d_z, config.hidden_size)
-    )
+    spec = adapter_spec(checkpoint.encoder.d_z, config.hidden_size)
+    features = write_features(checkpoint, adapter, folder)
+    place_module(graph, weights, folder / "adapter.onnx", tables, spec, features)

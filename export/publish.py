@@ -24,6 +24,7 @@ from ..engines.ort import open_session
 from ..engines.specs import adapter_spec, encoder_spec
 from ..engines.tensors import GraphSpec
 from .external import write_weights
+from .features import feature_name
 from .modules import TABLE, place_module
 from .tables import Table
 from .weights import EMBEDDING
@@ -99,8 +100,8 @@ def trace_and_compare(model: LatentModel, folder: Path) -> None:
     """Trace the modules into ``folder`` and run each graph against its module; BundleError 4010."""
     import torch
 
-    from ..training.checkpoint import adapter_file
-    from .trace import trace_checkpoint
+    from ..training.checkpoint import adapter_file, feature_file
+    from .trace import AnswerRows, trace_checkpoint
 
     message("publish: tracing encoder and adapters")
     trace_checkpoint(model, folder)
@@ -122,7 +123,8 @@ def trace_and_compare(model: LatentModel, folder: Path) -> None:
         z = z[:2]
         for llm in model.llms:
             adapter = model.adapter(llm)
-            rows = adapter(z)[:, : z.shape[1] + model.config.task_tokens].numpy()
+            features = model.features_of(llm)
+            rows = AnswerRows(adapter, model.config.task_tokens, features)(z).numpy()
             graph = (folder / adapter_file(llm.name)).with_suffix(".onnx")
             _compare(
                 graph,
@@ -130,6 +132,7 @@ def trace_and_compare(model: LatentModel, folder: Path) -> None:
                 {"latents": z.numpy()},
                 adapter_spec(z.shape[2], llm.width),
                 rows,
+                {kind: folder / feature_file(kind, llm.name) for kind in features},
             )
 
 
@@ -152,13 +155,15 @@ def _compare(
     feeds: Mapping[str, npt.NDArray[Any]],
     spec: GraphSpec,
     expected: npt.NDArray[Any],
+    features: Mapping[str, Path] | None = None,
 ) -> None:
     with tempfile.TemporaryDirectory() as scratch:
         placed = Path(scratch) / graph.name
         stored = {
             name: Table(write_weights(placed.with_name(f"{name}.safetensors"), {name: t})) for name, t in tables.items()
         }
-        place_module(graph, graph.with_suffix(".safetensors"), placed, stored, spec)
+        copies = {k: Path(shutil.copyfile(f, placed.with_name(feature_name(k)))) for k, f in (features or {}).items()}
+        place_module(graph, graph.with_suffix(".safetensors"), placed, stored, spec, copies)
         (found,) = open_session(placed, 0).run(None, dict(feeds))
     _judge(graph.name, "relative difference", _apart(found, expected), TOLERANCE)
 

@@ -10,6 +10,7 @@ from ..core.errors import EXIT_MISMATCH, EXIT_OK, ModelError
 from ..engines.bundle import Bundle, read_bundle
 from ..models.folder import ModelFolder
 from ..models.store import resolve
+from .lora import KIND as LORA
 from .parity import Report, verify
 from .show import show_parity
 from .yardstick import find_reference
@@ -43,7 +44,7 @@ def recheck(request: Recheck) -> Report:
     """
     bundle = read_bundle(request.bundle)
     llm = _same_model(bundle, resolve(request.llm or bundle.manifest.llm.name))
-    yardstick = find_reference(request.reference, llm, request.bundle)
+    yardstick = find_reference(request.reference, llm, request.bundle, changed=LORA in bundle.manifest.features)
     return verify(bundle, llm, yardstick, threads=request.threads, only=request.backends, stop=False, quick=False)
 
 

@@ -21,6 +21,7 @@ from ..models.folder import ModelFolder
 from ..models.store import resolve
 from .capacity import fix_capacity
 from .export import rewrite
+from .lora import KIND as LORA
 from .parity import Report, Verify, verify
 from .plans import add_plans, plan_findings, prepare
 from .target import Target, Wishes, choose
@@ -69,7 +70,9 @@ def recompile(request: Recompile) -> Bundle:
         bundle = copy(source, target, folder)
         llm = _model(bundle) if request.verify != "none" else None
         how: Verify = request.verify if llm else "none"
-        yardstick = find_reference(request.reference, llm, request.bundle) if llm and how == "full" else None
+        changed = LORA in bundle.manifest.features
+        full = llm is not None and how == "full"
+        yardstick = find_reference(request.reference, llm, request.bundle, changed=changed) if llm and full else None
         report = verify(bundle, llm, yardstick, how, threads=request.threads) if llm else Report(how, "", ())
         compiled = rewrite(bundle, add_plans(bundle, target), report)
         plans = plan_findings(compiled, llm, yardstick, how, request.threads) if llm else ()

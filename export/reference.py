@@ -13,6 +13,7 @@ from typing import Any, Final
 
 import numpy as np
 
+from .lora import Lora, merge
 from .recorded import Recorded
 from .sentences import SENTENCES
 
@@ -43,7 +44,13 @@ def even_groups(prompts: Sequence[Sequence[int]], size: int = BATCH) -> list[lis
 
 
 def measure(
-    folder: Path, fingerprint: str, prompts: Sequence[Sequence[int]], *, new: int = NEW_TOKENS, probes: int = PROBES
+    folder: Path,
+    fingerprint: str,
+    prompts: Sequence[Sequence[int]],
+    *,
+    new: int = NEW_TOKENS,
+    probes: int = PROBES,
+    lora: Lora | None = None,
 ) -> Recorded:
     """Run transformers in float32.
 
@@ -53,6 +60,7 @@ def measure(
         prompts: token ids; cut to even groups.
         new: greedy tokens a prompt.
         probes: prompts whose hidden states are kept, spread over all lengths, at every position.
+        lora: changes its weights.
     """
     import torch
     from transformers import AutoModelForCausalLM
@@ -62,14 +70,14 @@ def measure(
     even = even_groups(prompts)
     # Eager attention is the formula itself; the fused kernels are somebody's optimisation of it.
     model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager")
-    model.train(False)
+    merge(model, lora).train(False)
     with torch.inference_mode():
         runs = [_greedy(model, even[i : i + BATCH], new) for i in range(0, len(even), BATCH)]
         chosen = sorted({int(i) for i in np.linspace(0, len(even) - 1, min(probes, len(even)))})
         states = [_hidden(model, even[i]) for i in chosen]
     tokens, margins, logits = (np.concatenate(part) for part in zip(*runs, strict=True))
     return Recorded(
-        _source(),
+        _source() + (", with LoRA merged" if lora else ""),
         fingerprint,
         even,
         tokens,

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
+    from ..training.features.base import Feature
     from ..training.fsq import Quantiser
     from ..training.model import LatentModel
     from ..training.token_codes import TokenQuantiser
@@ -49,7 +50,7 @@ def trace_checkpoint(model: LatentModel, folder: Path) -> list[Path]:
     """
     import torch
 
-    from ..training.checkpoint import adapter_file, encoder_file
+    from ..training.checkpoint import adapter_file, encoder_file, feature_file
 
     config = model.config
     ids, lengths = torch.ones(2, 24, dtype=torch.int64), torch.tensor([24, 17])
@@ -71,13 +72,14 @@ def trace_checkpoint(model: LatentModel, folder: Path) -> list[Path]:
         z = torch.randn(2, config.latent_len, config.d_z)
         done.append(
             _trace(
-                AnswerRows(model.adapter(llm), config.task_tokens),
+                AnswerRows(model.adapter(llm), config.task_tokens, model.features_of(llm)),
                 {"latents": z},
                 {"latents": {0: "B", 1: "M"}},
                 "rows",
                 read_layout(folder / adapter_file(llm.name)),
                 {"llm_embedding": "llm.embedding"},
                 (folder / adapter_file(llm.name)).with_suffix(".onnx"),
+                {kind: read_layout(folder / feature_file(kind, llm.name)) for kind in model.features_of(llm)},
             )
         )
     return done
@@ -110,18 +112,22 @@ def _trace_quantiser(quantiser: Quantiser | TokenQuantiser, d_z: int, folder: Pa
     ]
 
 
-def AnswerRows(adapter: nn.Module, task_tokens: int) -> nn.Module:  # noqa: N802 - stands for a class, made late because of torch
-    """The adapter as the runtime sees it: rows of the first task only, f32 [B,M+K,H]."""
+def AnswerRows(adapter: nn.Module, task_tokens: int, features: Mapping[str, Feature]) -> nn.Module:  # noqa: N802 - stands for a class, made late because of torch
+    """The adapter as the runtime sees it: rows of the first task only, then what features add, f32 [B,M+K+V,H]."""
     from torch import Tensor, nn
 
     class _AnswerRows(nn.Module):
         def __init__(self) -> None:
             super().__init__()
             self.adapter = adapter
+            self.features = nn.ModuleDict({kind: own for kind, own in features.items() if own.exports == "rows"})
 
         def forward(self, latents: Tensor) -> Tensor:
             rows: Tensor = self.adapter(latents)
-            return rows[:, : latents.shape[1] + task_tokens]
+            rows = rows[:, : latents.shape[1] + task_tokens]
+            for own in self.features.values():
+                rows = own.rows(rows, latents)  # type: ignore[operator]
+            return rows
 
     return _AnswerRows()
 
@@ -134,8 +140,9 @@ def _trace(
     weights: Layout,
     tables: Mapping[str, str],
     path: Path,
+    features: Mapping[str, Layout] | None = None,
 ) -> Path:
-    """Export one module and point its weights at the safetensors file."""
+    """Export one module and point its weights at the safetensors file; those of features at theirs."""
     import torch
     from onnx_ir.passes import common as common_passes
     from onnxscript.optimizer import fold_constants
@@ -161,7 +168,8 @@ def _trace(
     common_passes.RemoveUnusedNodesPass()(program.model)
     model: onnx.ModelProto = program.model_proto
     model.ir_version = IR_VERSION
-    _place(model, weights, tables, {own: name.removeprefix("adapter.") for own, name in wrapped.names.items()}, path)
+    names = {own: name.removeprefix("adapter.").removeprefix("features.") for own, name in wrapped.names.items()}
+    _place(model, weights, tables, names, path, features or {})
     # Unchecked: a checkpoint's graph names tables that only a bundle has, and is checked when it is placed there.
     atomic_write_bytes(path, model.SerializeToString())
     return path
@@ -220,9 +228,16 @@ def half(module: nn.Module, tables: set[str]) -> Any:
 
 
 def _place(
-    model: onnx.ModelProto, weights: Layout, tables: Mapping[str, str], names: Mapping[str, str], path: Path
+    model: onnx.ModelProto,
+    weights: Layout,
+    tables: Mapping[str, str],
+    names: Mapping[str, str],
+    path: Path,
+    features: Mapping[str, Layout],
 ) -> None:
     """Give weights their checkpoint names and point them at the safetensors file; changes ``model``.
+
+    A weight ``KIND.NAME`` of a feature is NAME in that feature's file.
 
     A table of somebody else's (``tables``) gets a placeholder location: export knows where it lies.
     """
@@ -241,7 +256,10 @@ def _place(
         table = tables.get(own.rsplit(".", 1)[-1])
         old = tensor.name
         renamed[old] = tensor.name = table or own
-        if table is None:
+        kind, _, name = own.partition(".")
+        if table is None and kind in features:
+            point(tensor, features[kind], name)
+        elif table is None:
             point(tensor, weights, own)
         else:
             _placeholder(tensor)

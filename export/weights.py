@@ -16,6 +16,7 @@ import numpy.typing as npt
 
 from ..core.errors import ModelError
 from .families import DecoderConfig
+from .lora import Lora
 from .shards import BLOCK, Shards
 
 Array = npt.NDArray[Any]
@@ -89,13 +90,13 @@ def _layer(c: DecoderConfig, at: str) -> dict[str, Source]:
 
 
 class WeightReader:
-    """Opens the shards of a folder and hands out tensors of the decoder, checked.
+    """Opens the shards of a folder and hands out tensors of the decoder, checked, and changed by ``lora``.
 
     Use as a context manager. Nothing is read before it is asked for, and nothing is kept.
     """
 
-    def __init__(self, shards: list[Path], config: DecoderConfig) -> None:
-        self.config = config
+    def __init__(self, shards: list[Path], config: DecoderConfig, lora: Lora | None = None) -> None:
+        self.config, self.lora = config, lora
         self.sources = sources(config)
         self.shards = Shards(shards)
 
@@ -103,11 +104,14 @@ class WeightReader:
         """Open the files and compare names and shapes.
 
         Raises:
-            ModelError: 3204, 3206, 3207 as ``Shards``; 3207 missing or extra tensors, other shapes.
+            ModelError: 3204, 3206, 3207 as ``Shards``; 3207 missing or extra tensors, other shapes; 3223 a LoRA of
+                another LLM.
         """
         self.shards.__enter__()
         try:
             self._check_names()
+            if self.lora is not None:
+                self.lora.check({s.key: s.shape for s in self.sources.values()})
         except BaseException:
             self.shards.__exit__()
             raise
@@ -146,7 +150,7 @@ class WeightReader:
 
         Returns:
             first channel and block, in the graph's layout: of a matrix [in,n] columns, else rows. Of the dtype
-            stored (float32, float16, bfloat16), or float32 where the family adds an offset.
+            stored (float32, float16, bfloat16), or float32 where the family adds an offset or LoRA changes it.
 
         Raises:
             ModelError: 3203 another dtype; 3206 NaN or infinity, or bytes that cannot be read.
@@ -159,6 +163,8 @@ class WeightReader:
                     3206, "weights hold NaN or infinity", where=f"tensor {key}", fix="fetch the model again"
                 )
             block = stored.astype(np.float32) + np.float32(source.offset) if source.offset else stored
+            if self.lora is not None and source.key in self.lora.pairs:
+                block = block.astype(np.float32) + self.lora.change(source.key, at, len(block))
             yield at, block.T if source.transpose else block
             at += len(stored)
 

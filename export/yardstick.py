@@ -11,6 +11,7 @@ from ..core.errors import BundleError
 from ..models.folder import ModelFolder
 from . import reference
 from .checkpoint import REFERENCE, file_stem
+from .lora import Lora
 from .recorded import Recorded, read_recorded
 
 
@@ -21,19 +22,28 @@ class Reference:
     path: Path | None
 
 
-def find_reference(kind: str, llm: ModelFolder, checkpoint: Path) -> Reference:
+def find_reference(kind: str, llm: ModelFolder, checkpoint: Path, *, changed: bool = False) -> Reference:
     """Choose the yardstick before the work starts.
 
     Args:
         kind: ``auto`` (transformers where installed), ``transformers`` or ``recorded``.
         llm: the model.
         checkpoint: folder that may hold ``golden-NAME.json``; the shipped folder is looked at too.
+        changed: LoRA changes the model, so that no recorded run of it is a yardstick.
 
     Raises:
         BundleError: 4011 nothing to compare with.
     """
     if kind in ("auto", "transformers") and reference.available():
         return Reference(None)
+    if changed:
+        raise BundleError(
+            4011,
+            "nothing to check the export against: LoRA changes the LLM, and a recorded run is of the plain one",
+            where=f"LLM {llm.name}, reference {kind}",
+            expected="expected torch and transformers",
+            fix="pip install 'latentwire[train]'",
+        )
     name = f"golden-{file_stem(llm.name)}.json"
     shipped = Path(__file__).resolve().parent.parent / REFERENCE
     found = [folder / name for folder in (checkpoint, shipped) if (folder / name).is_file()]
@@ -48,7 +58,9 @@ def find_reference(kind: str, llm: ModelFolder, checkpoint: Path) -> Reference:
     )
 
 
-def run_reference(choice: Reference, llm: ModelFolder, bos: Sequence[int], room: int = 0) -> Recorded:
+def run_reference(
+    choice: Reference, llm: ModelFolder, bos: Sequence[int], room: int = 0, lora: Lora | None = None
+) -> Recorded:
     """What the yardstick answers.
 
     Args:
@@ -56,6 +68,7 @@ def run_reference(choice: Reference, llm: ModelFolder, bos: Sequence[int], room:
         llm: the model.
         bos: token ids that begin a prompt.
         room: positions that a prompt and its answer have; longer prompts are cut where the yardstick runs now. 0: any.
+        lora: changes the model's weights; only where the yardstick runs now.
 
     Raises:
         BundleError: 4011 the recorded run is of another version of the model.
@@ -65,7 +78,7 @@ def run_reference(choice: Reference, llm: ModelFolder, bos: Sequence[int], room:
         if room:
             prompts = [p[: max(2, room - reference.NEW_TOKENS)] for p in prompts]
         message(f"parity: running transformers on {len(prompts)} prompts")
-        return reference.measure(llm.path, llm.fingerprint, prompts)
+        return reference.measure(llm.path, llm.fingerprint, prompts, lora=lora)
     recorded = read_recorded(choice.path)
     if recorded.llm_fingerprint != llm.fingerprint:
         raise BundleError(

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from peft import LoraConfig, inject_adapter_in_model
 from peft.tuners.lora import LoraLayer
@@ -56,12 +56,16 @@ class Lora(Feature):
             raise ModelError(
                 3210, "bad training option lora.layers", where=llm.name, expected=f"expected at most {depth} layers"
             )
+        self._scale = own.alpha / own.rank
         self.A, self.B = nn.ParameterDict(), nn.ParameterDict()
         self._sites = _wrap(llm.model, own, range(own.layers or depth))
         for site in self._sites:
             # Whatever the LLM's dtype, what is learned is f32.
             for name, parts in (("A", site.wrapped.lora_A), ("B", site.wrapped.lora_B)):
                 getattr(self, name)[f"{site.layer}/{site.name}"] = parts[ADAPTER].float().weight
+
+    def facts(self) -> dict[str, Any]:
+        return {"scale": self._scale}
 
     @contextmanager
     def active(self, latents: Tensor) -> Iterator[None]:

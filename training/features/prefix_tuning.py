@@ -7,7 +7,7 @@ learn keys and values of every layer; these are input rows alone, as in prompt t
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +20,7 @@ OPENING = "Read the following text carefully:\n"
 
 
 class PrefixTuning(Feature):
-    """``config.prefix_tuning.rows`` rows V of one LLM: f32 [B,R,H] -> f32 [B,R+V,H]."""
+    """``config.prefix_tuning.rows`` rows V of one LLM: f32 [B,R,H] -> f32 [B,R+V,H]; state: ``front`` f32 [V,H]."""
 
     kind: ClassVar[str] = "prefix_tuning"
     exports: ClassVar[Exports] = "rows"
@@ -30,7 +30,10 @@ class PrefixTuning(Feature):
         ids = llm.encode(OPENING)
         count = config.prefix_tuning.rows
         table = llm.embedding.cpu()
-        self.weight = nn.Parameter(table[torch.tensor([ids[i % len(ids)] for i in range(count)])].clone())
+        self.front = nn.Parameter(table[torch.tensor([ids[i % len(ids)] for i in range(count)])].clone())
+
+    def facts(self) -> dict[str, Any]:
+        return {"rows": len(self.front)}
 
     def rows(self, rows: Tensor, latents: Tensor) -> Tensor:
-        return torch.cat([rows, self.weight[None].expand(len(rows), -1, -1)], dim=1)
+        return torch.cat([rows, self.front[None].expand(rows.shape[0], -1, -1)], dim=1)
