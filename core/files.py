@@ -105,24 +105,23 @@ def require_space(folder: str | os.PathLike[str], needed: int) -> None:
         )
 
 
-def atomic_write_bytes(path: str | os.PathLike[str], data: bytes, *, sync: bool = True) -> None:
+def atomic_write_bytes(path: str | os.PathLike[str], data: bytes) -> None:
     """Write ``data`` so that ``path`` holds either its old content or all of the new one.
 
-    ``sync=False`` leaves it to the system when that is true of the disk too. Raises EnvironmentFault 5004, 5005, 5007.
+    Raises EnvironmentFault 5004, 5005 or 5007.
     """
     target = Path(path)
     with disk_faults(target):
-        disk.make_folder(target.parent, sync=sync)
+        disk.make_folder(target.parent, sync=True)
         temporary = _sibling(target)
         try:
-            disk.write_new(temporary, data, sync=sync)
+            disk.write_new(temporary, data, sync=True)
             disk.rename(temporary, target)
         except BaseException:
             with suppress(OSError):
                 disk.remove(temporary)
             raise
-        if sync:
-            disk.sync_folder(target.parent)
+        disk.sync_folder(target.parent)
 
 
 def atomic_write_json(path: str | os.PathLike[str], obj: Any) -> None:

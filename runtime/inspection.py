@@ -97,7 +97,7 @@ def _job(path: Path) -> dict[str, Any]:
     source = open_source(path)
     manifest = JobFolder(path).read_manifest()
     kept: dict[str, Any] = {
-        k: manifest[k] for k in ("table", "options", "inputs", "engine", "fingerprint", "totals") if k in manifest
+        k: manifest[k] for k in ("table", "options", "inputs", "fingerprint", "totals") if k in manifest
     }
     files = [{"name": str(t.relative_to(path)), **_file(t)} for t in source.tables]
     return {"kind": "job of frames", "path": str(path), **kept, "files": files, **_rows(source.rows())}

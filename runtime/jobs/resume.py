@@ -89,7 +89,7 @@ def open_job(
         disk.remove_tree(folder.path / TMP)
         disk.make_folder(folder.path / TMP / attempt, sync=False)
         job = _claim(folder, facts, attempt, overwrite)
-        done, totals = _check(folder, job["fingerprint"], shards, verify if job["fsync"] else "full")
+        done, totals = _check(folder, job["fingerprint"], shards, verify)
         finished = _finished(folder, len(done) == shards)
         if finished is None:
             _remove_orphans(folder, done)
@@ -162,7 +162,8 @@ def _check(folder: JobFolder, fingerprint: str, shards: int, verify: VerifyName)
         try:
             facts = read_sealed(path)
             same = facts["fingerprint"] == fingerprint and facts["shard"] == number < shards
-            if same and is_sound(folder, facts, verify):
+            # Without fsync a power cut may leave a file of the right size with other bytes.
+            if same and is_sound(folder, facts, verify if facts["fsync"] else "full"):
                 totals.add(facts)
                 done[number] = facts["errors"] > 0
                 continue

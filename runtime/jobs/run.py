@@ -150,7 +150,8 @@ def _run(job: Job, folder: JobFolder, backend: Backend, machine: Machine, option
 def _spec(job: Job, folder: JobFolder, machine: Machine, opened: Opened, attempt: str) -> JobSpec:
     home = folder.path.absolute()
     plan = home / TMP / attempt / "plan.json"
-    job.plan.save(plan)
+    with job_faults(plan):
+        job.plan.save(plan)
     return JobSpec(
         folder=str(home),
         attempt=attempt,

@@ -191,15 +191,36 @@ def test_5008_nothing_foreign_is_touched(name: str, tmp_path: Path) -> None:
     assert sorted(p.name for p in out.iterdir()) == ["_tmp", "thesis.txt"]
 
 
-def test_no_fsync_is_recorded_and_its_shards_are_read_in_full(name: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("begun", [True, False])
+def test_no_fsync_is_recorded_and_its_shards_are_read_in_full(name: str, tmp_path: Path, begun: bool) -> None:
     out = tmp_path / "out"
+    with pytest.raises(KeyboardInterrupt):
+        run_stub(stub_job(name), out, Stopping(), RunOptions(fsync=begun))
     run_stub(stub_job(name), out, options=RunOptions(fsync=False))
-    assert json.loads((out / "job.json").read_bytes())["fsync"] is False
-    assert json.loads((out / "manifest.json").read_bytes())["shards"][0]["fsync"] is False
-    assert read_status(out)["fsync"] is False
-    part = out / "data" / "part-00001.parquet"
-    part.write_bytes(bytes(part.stat().st_size))  # what a power cut may leave: the size without the bytes
+    assert json.loads((out / "job.json").read_bytes())["fsync"] is begun
+    shards = json.loads((out / "manifest.json").read_bytes())["shards"]
+    assert [s["fsync"] for s in shards] == [begun, begun, False, False]
+    assert read_status(out)["fsync"] is begun
+    for number in (1, 2):
+        part = out / "data" / f"part-{number:05d}.parquet"
+        part.write_bytes(bytes(part.stat().st_size))  # what a power cut may leave: the size without the bytes
     again = StubEncoder()
     run_stub(stub_job(name), out, again)
-    assert again.rows == 5
+    assert again.rows == (5 if begun else 10)
+    run_stub(stub_job(name), out, options=RunOptions(verify="full"))
     verify_job(out)
+
+
+def test_fsync_is_what_it_says(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Counting(disk.Calls):
+        count = 0
+
+        def fsync(self, handle: int) -> None:
+            self.count += 1
+
+    monkeypatch.setattr(disk, "calls", with_fsync := Counting())
+    run_stub(stub_job(name), tmp_path / "a")
+    monkeypatch.setattr(disk, "calls", without := Counting())
+    run_stub(stub_job(name), tmp_path / "b", options=RunOptions(fsync=False))
+    assert with_fsync.count >= 4 * 4
+    assert without.count <= 3  # the plan for the workers; nothing of the job
