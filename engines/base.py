@@ -21,6 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .buffers import Buffers
+from .cross import Cross
 from .tensors import GraphSpec
 
 if TYPE_CHECKING:
@@ -30,9 +31,10 @@ if TYPE_CHECKING:
 F32 = npt.NDArray[np.float32]
 I64 = npt.NDArray[np.int64]
 
-PARTS: Final = ("encoder", "adapter", "splice", "decoder", "quantise", "dequantise", "prefix")
+PARTS: Final = ("encoder", "adapter", "splice", "decoder", "quantise", "dequantise", "prefix", "cross")
 """The graphs of a bundle; only one whose encoder was trained with a quantiser has ``quantise`` and ``dequantise``, only
-one whose latents also reach the cache has ``prefix``. An engine loads one when it is first used."""
+one whose latents also reach the cache has ``prefix``, only one whose decoder reads them in its layers ``cross``. An
+engine loads one when it is first used."""
 
 
 class Engine(Protocol):
@@ -94,6 +96,12 @@ class Engine(Protocol):
 
         Raises:
             BundleError: 4008 the bundle has no such part.
+        """
+        ...
+
+    def cross(self, latents: F32) -> Cross:
+        """Latents float32 [B,M,d_z] to what the decoder's layers read of them, for ``Buffers.cross``. Raises as
+        ``prefix``; a slot without a latent is all zero.
         """
         ...
 

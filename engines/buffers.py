@@ -7,7 +7,7 @@ addresses of its ``past`` inputs. Knows no engine; any engine on the CPU can use
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Final, Self
 
 import numpy as np
@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from ..core.errors import EnvironmentFault, LatentError
 from ..core.extras import needs
+from .cross import Cross
 from .manifest import LlmInfo
 
 GUARD: Final = 64
@@ -36,6 +37,7 @@ class Buffers:
         logits: float32 [B,V], scores after the last call.
         cache: ``past_k.0``, ``past_v.0`` and so on: [B,Hkv,C,D] each, views into ``memory``.
         memory: the same names: flat arrays with GUARD elements at either end.
+        cross: what the part ``cross`` made of the rows' latents, for every call until it is replaced; empty: nothing.
     """
 
     batch: int
@@ -46,6 +48,7 @@ class Buffers:
     logits: npt.NDArray[np.float32]
     cache: Mapping[str, npt.NDArray[Any]]
     memory: Mapping[str, npt.NDArray[Any]]
+    cross: Cross = field(default_factory=dict)
 
     def feed(self, embeds: npt.NDArray[np.float32]) -> None:
         """Let the next ``decode`` read float32 [B,1,H] instead of the last token's embedding, wherever that lies."""
@@ -74,6 +77,7 @@ class Buffers:
             next_embeds=self.next_embeds[part],
             logits=self.logits[part],
             cache={name: cache[part] for name, cache in self.cache.items()},
+            cross={name: array[part] for name, array in self.cross.items()},
         )
 
     def check_guards(self) -> None:

@@ -5,7 +5,7 @@ Arrays in, ``LatentError`` out or nothing. Which engine calls them does not matt
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -38,13 +38,18 @@ def filled(latents: npt.NDArray[Any]) -> I64:
     return count
 
 
+WITHOUT: Final = {
+    "prefix": "bundle puts nothing into the cache",
+    "cross": "no layer of this bundle's decoder reads latents",
+}
+"""What is said of a bundle without such a part."""
+
+
 def optional_part(bundle: Bundle, part: str) -> str:
     """``part``, or BundleError 4008 where the bundle's checkpoint was trained without it."""
     if part not in bundle.manifest.graphs:
-        if part == "prefix":
-            raise BundleError(
-                4008, "bundle puts nothing into the cache", where=str(bundle.path), expected="a part prefix"
-            )
+        if part in WITHOUT:
+            raise BundleError(4008, WITHOUT[part], where=str(bundle.path), expected=f"a part {part}")
         raise BundleError(
             4008,
             "bundle has no quantiser",

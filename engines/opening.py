@@ -114,6 +114,9 @@ def choose(bundle: Bundle, device: str, backend: str, parts: Collection[str] = P
     if gpu and backend != "torch-ref" and "decoder" in parts and "prefix" in manifest.graphs:
         expected = "its latents go into the cache, which ort-cpu and torch-ref allow"
         raise _wrong_device(device, expected, "pass --device cpu, or --engine torch-ref, which is slow")
+    if gpu and backend != "torch-ref" and "decoder" in parts and "cross" in manifest.graphs:
+        expected = "its layers read latents, which ort-cpu and torch-ref can"
+        raise _wrong_device(device, expected, "pass --device cpu, or --engine torch-ref, which is slow")
     return backend
 
 

@@ -19,6 +19,7 @@ from .base import F32, I64, PARTS
 from .buffers import Buffers, alloc_buffers, decoder_inputs
 from .bundle import Bundle
 from .checks import check_decode, check_extend, check_prefill, finite, fitted_capacity
+from .cross import given_to
 from .ort_parts import OrtParts
 from .ort_session import guarded, open_session
 from .prefix import Prefix, place
@@ -97,7 +98,8 @@ class OrtCpuEngine(OrtParts):
             raise TypeError("buffers of another engine")
         if buffers.binding is None:
             self._bind(buffers)
-        for name, array in decoder_inputs(buffers.lengths, embeds, lengths).items():
+        read = given_to(self._cross, buffers.cross, buffers.batch)
+        for name, array in (decoder_inputs(buffers.lengths, embeds, lengths) | read).items():
             _bind_input(buffers.binding, name, array)
         guarded(lambda: self.session("decoder").run_with_iobinding(buffers.binding), "decoder")
         buffers.lengths += lengths

@@ -18,6 +18,7 @@ from .base import F32, I64, PARTS
 from .buffers import Buffers, cache_names
 from .bundle import Bundle
 from .checks import check_lengths, check_splice, finite, optional_part
+from .cross import Cross, cross_inputs
 from .ort_session import CPU, Providers, guarded, open_session
 from .prefix import Prefix
 from .tensors import GraphSpec, check_all
@@ -49,6 +50,7 @@ class OrtParts:
         self.threads = threads or usable_processors()
         self.parts = frozenset(parts)
         self._providers = providers
+        self._cross = cross_inputs(bundle.manifest)
         self._sessions: dict[str, ort.InferenceSession] = {}
 
     def io_spec(self) -> Mapping[str, GraphSpec]:
@@ -85,6 +87,14 @@ class OrtParts:
         finite(keys, "keys of the prefix", self.name)
         finite(values, "values of the prefix", self.name)
         return keys, values
+
+    def cross(self, latents: F32) -> Cross:
+        """As ``base.Engine.cross``."""
+        part = optional_part(self.bundle, "cross")
+        found = self._outputs(part, {"latents": latents})
+        for array in found:
+            finite(array, "what layers read of the latents", self.name)
+        return dict(zip((t.name for t in self.io_spec()[part].outputs), found, strict=True))
 
     def extend(self, buffers: Buffers, inputs_embeds: F32, lengths: I64) -> None:
         """As ``base.Engine.extend``: an engine that can overrides it."""

@@ -26,14 +26,20 @@ class DecoderSizes(Protocol):
     def head_dim(self) -> int: ...  # noqa: D102
 
 
-def bundle_specs(llm: LlmInfo, d_z: int, cache_dtype: str, capacity: Dim = "C") -> dict[str, GraphSpec]:
-    """Specs of ``encoder``, ``adapter``, ``splice`` and ``decoder``; ``capacity``: a number where it is fixed."""
-    return {
+def bundle_specs(
+    llm: LlmInfo, d_z: int, cache_dtype: str, capacity: Dim = "C", cross: GraphSpec | None = None
+) -> dict[str, GraphSpec]:
+    """Specs of ``encoder``, ``adapter``, ``splice`` and ``decoder``.
+
+    ``capacity``: a number where it is fixed. ``cross``: spec of the part whose outputs the decoder reads.
+    """
+    parts = {
         "encoder": encoder_spec(d_z),
         "adapter": adapter_spec(d_z, llm.hidden_size),
         "splice": splice_spec(llm.hidden_size),
-        "decoder": decoder_spec(llm, cache_dtype, capacity),
+        "decoder": decoder_spec(llm, cache_dtype, capacity, cross.outputs if cross else ()),
     }
+    return parts | ({"cross": cross} if cross else {})
 
 
 def encoder_spec(d_z: int) -> GraphSpec:
@@ -78,7 +84,23 @@ def splice_spec(hidden: int) -> GraphSpec:
     return GraphSpec(inputs, (TensorSpec("inputs_embeds", "float32", ("B", "T", hidden)),))
 
 
-def decoder_spec(llm: DecoderSizes, cache_dtype: str, capacity: Dim = "C") -> GraphSpec:
+def cross_spec(d_z: int, layers: int, heads: int, size: int) -> GraphSpec:
+    """Latents to what so many layers of the decoder read of them: keys, already scaled, values, and what is added to
+    the scores of a slot: 0, or a large negative number for an empty one. Values of empty slots are zero.
+    """
+    return GraphSpec(
+        (TensorSpec("latents", "float32", ("B", "M", d_z)),),
+        (
+            TensorSpec("cross_k", "float32", ("B", layers, heads, size, "M")),
+            TensorSpec("cross_v", "float32", ("B", layers, heads, "M", size)),
+            TensorSpec("cross_bias", "float32", ("B", 1, 1, "M")),
+        ),
+    )
+
+
+def decoder_spec(
+    llm: DecoderSizes, cache_dtype: str, capacity: Dim = "C", cross: tuple[TensorSpec, ...] = ()
+) -> GraphSpec:
     """S new positions a row to the next token; ``present`` is ``past`` with the new slots written."""
     cache: tuple[Dim, ...] = ("B", llm.num_kv_heads, capacity, llm.head_dim)
     slots = [f"{kv}.{i}" for i in range(llm.num_layers) for kv in "kv"]
@@ -89,6 +111,7 @@ def decoder_spec(llm: DecoderSizes, cache_dtype: str, capacity: Dim = "C") -> Gr
         TensorSpec("kv_lengths", KV_LENGTHS_DTYPE, ("B",)),
         TensorSpec("last_index", "int64", ("B",)),
         *(TensorSpec(f"past_{s}", cache_dtype, cache) for s in slots),
+        *cross,
     )
     outputs = (
         TensorSpec("logits", "float32", ("B", llm.vocab_size)),

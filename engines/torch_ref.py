@@ -20,6 +20,7 @@ from .base import F32, I64, PARTS
 from .buffers import Buffers, alloc_buffers, decoder_inputs
 from .bundle import Bundle
 from .checks import check_decode, check_extend, check_prefill, check_splice, finite, fitted_capacity
+from .cross import given_to
 from .ort_parts import OrtParts
 from .prefix import Prefix, place
 from .tensors import check_all
@@ -162,7 +163,9 @@ class TorchRefEngine(OrtParts):
     def _step(self, buffers: Buffers, embeds: F32, lengths: I64) -> None:
         if not isinstance(buffers, TorchBuffers):
             raise TypeError("buffers of another engine")
-        found = self._compute("decoder", decoder_inputs(buffers.lengths, embeds, lengths), buffers, self.watch)
+        read = given_to(self._cross, buffers.cross, buffers.batch)
+        given = decoder_inputs(buffers.lengths, embeds, lengths) | read
+        found = self._compute("decoder", given, buffers, self.watch)
         for name in ("logits", "next_token", "next_embeds"):
             getattr(buffers, name)[...] = found[name].cpu().numpy()
         if self.device != "cpu":

@@ -16,11 +16,13 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
+from ..core.errors import BundleError
 from .base import F32, I64
 from .buffers import Buffers, alloc_buffers
 from .bundle import MANIFEST, AdapterInfo, Bundle, EncoderInfo, LlmInfo, Manifest, describe_files, read_bundle
 from .byte_tokenizer import BOS, EOS, byte_tokenizer
 from .checks import (
+    WITHOUT,
     check_decode,
     check_extend,
     check_lengths,
@@ -30,6 +32,7 @@ from .checks import (
     fitted_capacity,
     optional_part,
 )
+from .cross import Cross
 from .prefix import BEFORE, ONTO, Prefix, place
 from .specs import bundle_specs, prefix_spec, quantiser_specs
 from .tensors import GraphSpec, check_all
@@ -129,6 +132,10 @@ class ToyEngine:
         x = (2 * codes + 1) / TOY_LEVELS - 1
         z: F32 = (x @ np.linalg.pinv(self.weights.to_codes)).astype(np.float32)
         return z
+
+    def cross(self, latents: F32) -> Cross:
+        """As ``base.Engine.cross``: the toy decoder has none."""
+        raise BundleError(4008, WITHOUT["cross"], where=str(self.bundle.path), expected="a part cross")
 
     def adapt(self, latents: F32) -> F32:
         """As ``base.Engine.adapt``."""

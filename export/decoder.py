@@ -22,6 +22,7 @@ from onnx import TensorProto
 from ..engines.specs import decoder_spec
 from ..engines.tensors import Dim
 from .attention import CachedAttention, Flavour, functions
+from .cross import CrossWeights, read_latents
 from .external import Layout
 from .families import DecoderConfig
 from .graph import ELEMENT_TYPES, Graph
@@ -49,6 +50,7 @@ def build_decoder(
     flavour: Flavour = "dual",
     capacity: Dim = "C",
     scales: Mapping[str, float] | None = None,
+    cross: CrossWeights | None = None,
 ) -> onnx.ModelProto:
     """The decoder of one LLM.
 
@@ -60,18 +62,20 @@ def build_decoder(
         flavour: of the attention.
         capacity: cache slots a row; TensorRT wants a number here, ONNX Runtime takes any at run time.
         scales: fp8 only, as ``fp8.calibrate`` finds them.
+        cross: of layers that read latents.
 
     requires: layout holds every name. ensures: the graph's inputs and outputs are ``decoder_spec``.
     """
     g = Graph("decoder", layout)
     dtype = ELEMENT_TYPES[precision.dtype]
     products = Projection(g, precision, scales or {})
-    b = _Builder(g, config, products, CachedAttention(g, config, flavour, dtype, capacity))
+    b = _Builder(g, config, products, CachedAttention(g, config, flavour, dtype, capacity), cross)
     x = g.op("Cast", "inputs_embeds", out=HIDDEN.format(0), to=dtype)
     for i in range(config.num_layers):
         x = b.layer(i, x)
     b.head(x)
-    return g.model(decoder_spec(config, precision.dtype, capacity), functions(flavour))
+    read = cross.spec.outputs if cross else ()
+    return g.model(decoder_spec(config, precision.dtype, capacity, read), functions(flavour))
 
 
 @dataclass(frozen=True)
@@ -82,9 +86,11 @@ class _Builder:
     c: DecoderConfig
     p: Projection
     attention: CachedAttention
+    cross: CrossWeights | None
 
     def layer(self, i: int, x: str) -> str:
         at, four = f"layer.{i}.", self.c.switches.four_norms
+        x = read_latents(self.g, self.cross, i, x, self.attention.dtype)
         out = self.attend(i, self.norm(x, f"{at}attention_norm"))
         x = self.g.op("Add", x, self.norm(out, f"{at}attention_out_norm") if four else out)
         out = self.mlp(at, self.norm(x, f"{at}mlp_norm"))

@@ -61,6 +61,7 @@ class Generator:
         self._fixed = engine.bundle.manifest.capacity
         self._task_tokens = engine.bundle.manifest.adapter.task_tokens
         self._front = engine.bundle.manifest.front_rows
+        self._crossed = "cross" in engine.bundle.manifest.graphs
         self._prefix = prefix_info(engine.bundle.manifest)
 
     def answers(
@@ -202,9 +203,11 @@ class Generator:
         rows, latents = adapt(self._engine, [r.latents for r in requests])
         embeds, lengths = splice(self._engine, [self._prompt(r, latents.shape[1]) for r in requests], rows)
         if self._prefix is None or not len(requests[0].latents):
+            buffers.cross = self._engine.cross(latents) if self._crossed else {}
             buffers = self._alloc(len(requests), embeds.shape[1] + options.max_new_tokens)
             self._engine.prefill(buffers, embeds, lengths)
             return buffers
+        buffers.cross = self._engine.cross(latents) if self._crossed else {}
         counts = np.array([self._prefix.slots(len(r.latents)) for r in requests], np.int64)
         heads = np.array([self._head(r) for r in requests], np.int64)
         prefix = Prefix(*self._engine.prefix(latents), counts, heads, self._prefix.onto)

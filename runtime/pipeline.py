@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from ..engines.bundle import Verify
 
 COMPRESS_PARTS: Final = ("encoder", "quantise")
-GENERATE_PARTS: Final = ("adapter", "splice", "decoder", "dequantise", "prefix")
+GENERATE_PARTS: Final = ("adapter", "splice", "decoder", "dequantise", "prefix", "cross")
 
 _COMPRESS: Final = CompressOptions()
 _GENERATE: Final = GenerateOptions()
