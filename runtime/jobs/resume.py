@@ -46,15 +46,16 @@ def require_free(path: Path) -> None:
     """Refuse a place that holds something else than a job, before anything is made there.
 
     Raises:
-        EnvironmentFault: 5008.
+        EnvironmentFault: 5008; 5004, 5005, 5007 the disk.
     """
-    if not (path.exists() or path.is_symlink()):
-        return
-    if disk.is_folder(path):
-        found = set(disk.names(path))
-        # Asked after the listing: another process may have begun here while it was made.
-        if found <= OURS or disk.size(path / JOB) is not None:
+    with job_faults(path):
+        if not (path.exists() or path.is_symlink()):
             return
+        if disk.is_folder(path):
+            found = set(disk.names(path))
+            # Asked after the listing: another process may have begun here while it was made.
+            if found <= OURS or disk.size(path / JOB) is not None:
+                return
     what = "output folder is not empty" if path.is_dir() else "output is not a folder"
     expected = "expected an empty folder, none, or the folder of the same job"
     fix = "choose another folder"
