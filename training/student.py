@@ -18,8 +18,8 @@ from .warm import put_adapters
 QUANTISER = "quantiser."
 
 
-def start_student(model: LatentModel, texts: Sequence[str]) -> tuple[str, ...]:
-    """Give a new byte encoder its teacher's adapters and quantiser; returns the tasks that they know.
+def start_student(model: LatentModel, texts: Sequence[str]) -> dict[str, tuple[str, ...]]:
+    """Give a new byte encoder its teacher's adapters and quantiser; returns the tasks that each knows.
 
     The encoder itself keeps its random start: it has nothing in common with the teacher but what it shall say.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -116,14 +116,13 @@ class Trainer:
         prose = self.data.prose[:: max(1, len(self.data.prose) // 20000)]
         texts = [i.context for i in self.data.questions + prose]
         start(self.model, texts)
-        trained: tuple[str, ...] = ()
+        trained: dict[str, tuple[str, ...]] = {}
         if self.config.init:
             trained = start_from(self.model, Path(self.config.init), texts)
         elif self.config.encoder_type == "bytes":
             trained = start_student(self.model, texts)
         self.run.log({"event": "start", "parameters": parameters(self.model), "config": self.config.to_json()})
-        if set(self.config.tasks) - set(trained):
-            self._train_format()
+        self._train_format(trained)
         self.peers.same(self.model.state_dict().values())
         self.optimizer = main_optimizer(self.model, self.config)
         self.save()
@@ -169,9 +168,14 @@ class Trainer:
         if self.peers.from_first(missed):
             self.evaluate(LATER_KINDS if self.step else FIRST_KINDS)
 
-    def _train_format(self) -> None:
-        """Task rows alone, on full text: the answer format is learned before the latents can be bent to carry it."""
+    def _train_format(self, trained: Mapping[str, tuple[str, ...]]) -> None:
+        """Task rows alone, on full text: the answer format is learned before the latents can be bent to carry it.
+
+        Those of LLMs whose rows are ``trained`` for all tasks stay as they are.
+        """
         for number, llm in enumerate(self.model.llms):
+            if not set(self.config.tasks) - set(trained.get(llm.name, ())):
+                continue
             optimizer = format_optimizer([self.model.adapter(llm).task.weight], self.config)  # type: ignore[union-attr,list-item]
             for step in range(self.config.format_steps):
                 batch = self.maker.format(step).to(self.device)

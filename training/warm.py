@@ -24,8 +24,10 @@ from .checkpoint import (
 from .model import LatentModel
 
 
-def start_from(model: LatentModel, folder: Path, texts: Sequence[str]) -> tuple[str, ...]:
-    """Replace the closed-form start by a checkpoint's weights, trained or published; returns the tasks it knows.
+def start_from(model: LatentModel, folder: Path, texts: Sequence[str]) -> dict[str, tuple[str, ...]]:
+    """Replace the closed-form start by a checkpoint's weights, trained or published.
+
+    Returns the tasks that each LLM's rows were trained for.
 
     Parts that the checkpoint has not keep their own start: task rows of later tasks, the quantiser, features,
     adapters of further LLMs, whose keys are made with the checkpoint's encoder.
@@ -49,8 +51,10 @@ def start_from(model: LatentModel, folder: Path, texts: Sequence[str]) -> tuple[
     return put_adapters(model, meta, folder, texts)
 
 
-def put_adapters(model: LatentModel, meta: dict[str, Any], folder: Path, texts: Sequence[str]) -> tuple[str, ...]:
-    """The checkpoint's adapters, and a closed-form start for LLMs that it has none for; returns the tasks it knows."""
+def put_adapters(
+    model: LatentModel, meta: dict[str, Any], folder: Path, texts: Sequence[str]
+) -> dict[str, tuple[str, ...]]:
+    """The checkpoint's adapters, and a closed-form start for LLMs that it has none for; returns as ``start_from``."""
     config = config_of(meta, str(folder))
     for llm in model.llms:
         if llm.name not in meta["adapters"]:
@@ -68,8 +72,7 @@ def put_adapters(model: LatentModel, meta: dict[str, Any], folder: Path, texts: 
         for kind, feature in model.features_of(llm).items():
             if kind in config.features:
                 load_feature(feature, meta, llm, folder)
-    # A new adapter knows none.
-    return config.tasks if all(llm.name in meta["adapters"] for llm in model.llms) else ()
+    return {llm.name: config.tasks if llm.name in meta["adapters"] else () for llm in model.llms}
 
 
 def _put(module: nn.Module, tensors: dict[str, Tensor], path: Path, optional: tuple[str, ...]) -> None:

@@ -159,9 +159,11 @@ def test_a_further_llm_joins_a_trained_encoder(make: Make, tiny_llm: Path, tmp_p
     pieces = token_texts(other.tokenizer, 320)
     chosen = [pieces[i] for i in adapter.entries[:, 0].tolist()]
     torch.testing.assert_close(adapter.table, unit(token_latents(trained, chosen)), atol=1e-5, rtol=1e-4)
-    # A known adapter keeps what it learned.
-    key = joined.adapter(own).get_submodule("key").weight
-    torch.testing.assert_close(key, trained.adapter(trained.llms[0]).get_submodule("key").weight)
+    # A known adapter keeps what it learned, its task rows too; those of the new one are trained.
+    for name, tensor in trained.adapter(trained.llms[0]).state_dict().items():
+        assert torch.equal(joined.adapter(own).state_dict()[name], tensor), name
+    events = [json.loads(line) for line in (tmp_path / "b" / "log.jsonl").read_text().splitlines()]
+    assert {e["llm"] for e in events if e["event"] == "format"} == {other.name}
 
 
 def test_the_untrained_row_of_another_family(make: Make, tmp_path: Path) -> None:
