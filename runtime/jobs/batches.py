@@ -74,6 +74,8 @@ class BatchRows:
         return self
 
     def __next__(self) -> Record:
+        if not self._begun:
+            self.seek((0,))
         record = next(self._waiting, None)
         while record is None:
             if not self._load():

@@ -1,4 +1,4 @@
-"""``latentwire jobs run | status | verify`` and ``latentwire compress``: options and output only."""
+"""``latentwire jobs`` and ``latentwire compress``: options and output only."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import typer
 
 from ..choices import CodecName, TooLong, VerifyName
 from ..flags import Batch, BundleOption, Debug, Device, EngineOption, Json, Quiet, Threads, run_body
+from .export_forms import ExportForm
 from .records import BadFile, DuplicateId
 from .specfile import SPEC_SUFFIX, read_spec
 
@@ -165,6 +166,94 @@ def verify_command(folder: Folder, as_json: Json = False, debug: Debug = False) 
         return verify(folder, as_json)
 
     run_body(body, False, debug)
+
+
+@app.command("index")
+def index_command(
+    folder: Folder,
+    ids: Annotated[list[str] | None, typer.Option("--id", help="Show the row of this id; may be given again.")] = None,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Make the index of a finished job: rows are found by their id then.
+
+    Writes DIR/index.sqlite, or uses the one that is there if it belongs to
+    these tables.
+
+    Exit status: 0 all fine, 3 an id that no row has.
+
+    Examples:
+
+      latentwire jobs index out/
+
+      latentwire jobs index out/ --id a7 --id b3
+    """
+
+    def body() -> int:
+        from .row_commands import index
+
+        return index(folder, ids or [], as_json)
+
+    run_body(body, False, debug)
+
+
+@app.command("export")
+def export_command(
+    folder: Annotated[Path, typer.Argument(help="Folder, table or file of frames.", metavar="FRAMES")],
+    form: Annotated[
+        ExportForm, typer.Option("--to", help="frames, jsonl: one file. npy, safetensors, hf (a dataset): a folder.")
+    ],
+    out: Annotated[Path, typer.Option("--out", "-o", help="New file or folder.")],
+    as_json: Json = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Write the rows of a job in another form.
+
+    frames: end to end, each text with its id. jsonl: one object a row,
+    frames in base64. npy, safetensors: latents as arrays (codec fsq: its
+    codes) and whose they are. hf: a dataset for datasets.load_from_disk.
+    Error rows are left out, but not of jsonl and hf.
+
+    Examples:
+
+      latentwire jobs export out/ --to frames -o all.lwf
+
+      latentwire jobs export out/ --to npy -o arrays/
+    """
+
+    def body() -> int:
+        from .row_commands import export
+
+        return export(folder, form, out, as_json)
+
+    run_body(body, quiet, debug)
+
+
+@app.command("merge")
+def merge_command(
+    folders: Annotated[list[Path], typer.Argument(help="Folders of finished jobs, in order.", metavar="DIR...")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="New folder.")],
+    as_json: Json = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Make one finished job of several, with rows numbered through.
+
+    They must have been made with one encoder and the same options, and no
+    id may stand twice.
+
+    Examples:
+
+      latentwire jobs merge january/ february/ -o both/
+    """
+
+    def body() -> int:
+        from .row_commands import merge
+
+        return merge(folders, out, as_json)
+
+    run_body(body, quiet, debug)
 
 
 if __name__ == "__main__":

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import weakref
 from collections.abc import Iterator
-from typing import Any, Final
+from typing import Any, BinaryIO, Final
 
 import pyarrow as pa
 
@@ -17,6 +18,8 @@ from .storage import exists, is_url, join, open_binary, reading
 SPLITS: Final = "dataset_dict.json"
 STATE: Final = "state.json"
 _FILE_MAGIC: Final = b"ARROW1"
+_END: Final = b"\xff\xff\xff\xff\0\0\0\0"
+"""Last bytes of a stream. Arrow takes a stream without them for a shorter one."""
 _LIMIT: Final = 16 << 20
 
 
@@ -71,12 +74,13 @@ class ArrowRows(BatchRows):
         with table_faults(name):
             try:
                 self._has_footer = self._raw.read(len(_FILE_MAGIC)) == _FILE_MAGIC
+                if not self._has_footer:
+                    _require_end(self._raw)
                 self._source = pa.PythonFile(self._raw, mode="r") if is_url(name) else pa.memory_map(name)
                 self._choose(self._reader().schema)
             except BaseException:
                 self._raw.close()
                 raise
-        self.seek((0,))
 
     def close(self) -> None:
         """Close the file."""
@@ -102,6 +106,13 @@ class ArrowRows(BatchRows):
         else:
             for batch in reader:
                 yield from _pieces(batch)
+
+
+def _require_end(file: BinaryIO) -> None:
+    size = file.seek(0, os.SEEK_END)
+    file.seek(max(0, size - len(_END)))
+    if file.read(len(_END)) != _END:
+        raise ValueError("expected the mark that ends an Arrow stream: the file is cut, or none")
 
 
 def _pieces(batch: Any) -> Iterator[Any]:

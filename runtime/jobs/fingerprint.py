@@ -13,7 +13,7 @@ from typing import Any, Final
 from ...engines.bundle import Bundle
 from ..options import CompressOptions
 from .plan import Plan
-from .sealed import canonical
+from .sealed import canonical, plain
 from .table import FORMAT, VERSION, TableInfo
 from .task import GROUP
 
@@ -45,7 +45,7 @@ def describe_job(plan: Plan, options: CompressOptions, table: TableInfo, files: 
         "shard_count": len(plan.shards),
         "rows": plan.rows,
     }
-    return {**facts, "fingerprint": hashlib.sha256(canonical(facts)).hexdigest()}
+    return {**plain(facts), "fingerprint": hashlib.sha256(canonical(facts)).hexdigest()}
 
 
 def differences(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:

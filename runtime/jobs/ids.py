@@ -30,7 +30,7 @@ SELECT digest, row, rank, first FROM (
     FROM id WINDOW same AS (PARTITION BY digest ORDER BY row)
 ) WHERE rank > 1 ORDER BY row
 """
-_CLASH: Final = f"SELECT a.row, n.row FROM numbered n JOIN ({_AGAIN}) a USING (digest, rank) ORDER BY a.row LIMIT 1"
+_CLASH: Final = f"SELECT n.row, a.row FROM numbered n JOIN ({_AGAIN}) a USING (digest, rank) ORDER BY a.row LIMIT 1"
 
 
 class Again(NamedTuple):
@@ -86,7 +86,7 @@ class IdStore:
                 yield Again(row, rank, first)
 
     def clash(self) -> tuple[int, int] | None:
-        """A row whose id stood before, and another whose id is that id with its rank behind it: ``a7#2``."""
+        """A row called ``a7#2``, and the second row with the id ``a7``, if there are such two."""
         self._store()
         with sqlite_faults():
             found: tuple[int, int] | None = self._base.execute(_CLASH).fetchone()

@@ -46,7 +46,6 @@ class ParquetRows(BatchRows):
             self._starts = [0]
             for group in range(metadata.num_row_groups):
                 self._starts.append(self._starts[-1] + metadata.row_group(group).num_rows)
-        self.seek((0,))
 
     def close(self) -> None:
         """Close the file."""

@@ -51,8 +51,9 @@ def url_exists(url: str) -> bool:
 def match_urls(pattern: str) -> list[str]:
     """URLs of the files that fit."""
     with _store(pattern) as (fs, path):
-        found = fs.glob(path, detail=True)
-        return sorted(fs.unstrip_protocol(n) for n, info in found.items() if info["type"] == "file")
+        files = [n for n, info in fs.glob(path, detail=True).items() if info["type"] == "file"]
+        hidden = path.rpartition("/")[2].startswith(".")  # as of a shell, only who asks for them gets them
+        return sorted(fs.unstrip_protocol(n) for n in files if hidden or not n.rpartition("/")[2].startswith("."))
 
 
 def files_below_url(url: str) -> list[str]:

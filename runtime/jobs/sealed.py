@@ -53,6 +53,12 @@ def canonical(facts: object) -> bytes:
     return json.dumps(facts, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
 
 
+def plain(facts: Mapping[str, Any]) -> dict[str, Any]:
+    """The facts as they are when they are read again: lists in place of tuples."""
+    found: dict[str, Any] = json.loads(canonical(facts))
+    return found
+
+
 def _digest(facts: Mapping[str, Any]) -> str:
     return hashlib.sha256(canonical(facts)).hexdigest()
 

@@ -138,6 +138,26 @@ def write_table(file: Path | BinaryIO, rows: Sequence[dict[str, Any]], info: Tab
     shared = json.dumps(facts, sort_keys=True).encode()
     schema = info.schema.with_metadata({KEY: shared, KEY_CRC: b"%08x" % wire.payload_checksum(shared)})
     table = pa.table([pa.array([r[column.name] for r in rows], column.type) for column in schema], schema=schema)
+    _write(table, file)
+
+
+def change_rows(path: Path, file: Path | BinaryIO, first: int) -> None:
+    """Copy a table with its rows numbered from ``first`` on.
+
+    Raises:
+        InputError: 2102 it is damaged.
+    """
+    with _opened(path) as source:
+        try:
+            table = source.read()
+        except (*FAULTS, OSError) as e:
+            raise damaged(str(path), e) from e
+    column = table.schema.get_field_index("row_index")
+    numbers = pa.array(range(first, first + len(table)), pa.int64())
+    _write(table.set_column(column, table.schema.field(column), numbers), file)
+
+
+def _write(table: Any, file: Path | BinaryIO) -> None:
     pq.write_table(
         table,
         file,
@@ -183,6 +203,18 @@ def read_table(path: Path, data: bytes | None = None) -> Iterator[StoredRow]:
         # A damaged page header can end a column early without any complaint from the library.
         if seen != info.rows:
             raise damaged(str(path), ValueError(f"expected {info.rows} rows, got {seen}"))
+
+
+def read_row(path: Path, number: int) -> StoredRow:
+    """Row ``number`` (from 0) of a table; only the row group that holds it is read. Raises as ``read_table``."""
+    with _opened(path) as file:
+        info = _info(path, file)
+        try:
+            group, at = divmod(number, ROW_GROUP)
+            (row,) = file.read_row_group(group).slice(at, 1).to_pylist()
+        except (*FAULTS, OSError) as e:
+            raise damaged(str(path), e) from e
+    return _row(path, row, info)
 
 
 def _opened(path: Path, data: bytes | None = None) -> Any:

@@ -12,6 +12,7 @@ from latentwire.core.errors import LatentWireError, RowError
 from latentwire.runtime import message
 from latentwire.runtime.compress import Compressed
 from latentwire.runtime.jobs.inprocess import InProcess
+from latentwire.runtime.jobs.plan import Plan
 from latentwire.runtime.jobs.planner import make_plan
 from latentwire.runtime.jobs.records import Fields
 from latentwire.runtime.jobs.run import Job, RunOptions, run_job
@@ -66,3 +67,9 @@ def contents(folder: Path) -> dict[str, str]:
     """Hash of every file that a finished job has, by name."""
     files = [p for p in folder.rglob("*") if p.is_file() and p.name != "_LOCK"]
     return {str(p.relative_to(folder)): hashlib.sha256(p.read_bytes()).hexdigest() for p in files}
+
+
+def run_plan(plan: Plan, out: Path, encoder: StubEncoder | None = None) -> Any:
+    """A job of texts as they are, over any plan."""
+    table = TableInfo("00" * 32, 8, 4, "text", keep=plan.fields.keep)
+    return run_stub(Job(plan, CompressOptions("text"), table, Path("bundle"), {"encoder": "0"}), out, encoder)
