@@ -106,6 +106,8 @@ def _ort_cpu(bundle: Bundle, threads: int | None) -> Backend | str:
 
 
 def _ort_cuda(bundle: Bundle, threads: int | None) -> Backend | str:
+    if "cross" in bundle.manifest.graphs:
+        return "gives a decoder nothing but the prompt and its cache"
     try:
         place_of("cuda")
     except EnvironmentFault as e:

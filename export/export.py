@@ -20,6 +20,7 @@ from ..models.folder import ModelFolder
 from ..models.store import resolve
 from .checkpoint import Adapter, Checkpoint, read_checkpoint
 from .cost import asked, measured
+from .cross_source import check_cross, cross_source, placed_spec
 from .families import DecoderConfig
 from .features import check_features, feature_files, manifest_features
 from .lora import KIND as LORA
@@ -76,14 +77,15 @@ def export_bundle(request: Request) -> Bundle:
     checkpoint, llm = read_checkpoint(request.checkpoint), resolve(request.llm)
     adapter = checkpoint.adapter_for(llm)
     check_features(adapter)
-    lora = changes(checkpoint, adapter)
+    check_cross(adapter.features, target)
+    lora, cross = changes(checkpoint, adapter), cross_source(checkpoint, adapter)
     full = request.verify == "full"
     yardstick = find_reference(request.reference, llm, checkpoint.path, changed=lora is not None) if full else None
     quantised = target.precision.matmul != "plain"
     questions = asked(request.measure) if quantised else []
     scales = calibrated(llm, lora) if target.precision.matmul == "fp8" else None
     with atomic_folder(request.out, overwrite=request.overwrite) as folder:
-        config = write_llm(llm, folder, target, scales, lora)
+        config = write_llm(llm, folder, target, scales, lora, cross)
         write_encoder(checkpoint, llm, folder)
         write_quantiser(checkpoint, folder)
         write_adapter(checkpoint, adapter, config, folder, target)
@@ -91,7 +93,7 @@ def export_bundle(request: Request) -> Bundle:
         report = verify(bundle, llm, yardstick, request.verify, threads=request.threads)
 
         def write_plain(scratch: Path) -> Bundle:
-            write_adapter(checkpoint, adapter, write_llm(llm, scratch, lora=lora), scratch)
+            write_adapter(checkpoint, adapter, write_llm(llm, scratch, lora=lora, cross=cross), scratch)
             return seal(checkpoint, adapter, llm_info(llm, config), PLAIN, scratch)
 
         cost = measured(bundle, questions, write_plain, threads=request.threads)
@@ -137,7 +139,7 @@ def seal(checkpoint: Checkpoint, adapter: Adapter, llm: LlmInfo, target: Target,
         encoder=checkpoint.encoder,
         llm=llm,
         adapter=adapter.info,
-        graphs=bundle_specs(llm, checkpoint.encoder.d_z, llm.dtype, target.capacity or "C")
+        graphs=bundle_specs(llm, checkpoint.encoder.d_z, llm.dtype, target.capacity or "C", placed_spec(folder))
         | quantiser_specs(checkpoint.encoder.d_z, code_dims(folder)),
         precision=target.precision.name,
         quality=checkpoint.quality,

@@ -17,7 +17,7 @@ from ..core.errors import ModelError
 from ..core.files import sha256_file
 from .checkpoint import Adapter, Checkpoint, file_stem
 
-EXPORTABLE: Final = ("lora", "prefix_tuning", "deep_prefix", "coprocessor")
+EXPORTABLE: Final = ("lora", "prefix_tuning", "deep_prefix", "coprocessor", "latent_adapters")
 """Features that a bundle can hold."""
 
 

@@ -18,6 +18,8 @@ from ..engines.specs import adapter_spec, encoder_spec
 from ..models.folder import ModelFolder
 from ..models.store import resolve
 from .checkpoint import Adapter, Checkpoint, file_stem
+from .cross import write_cross
+from .cross_source import CrossSource
 from .decoder import build_decoder
 from .external import Layout, read_layout
 from .families import DecoderConfig
@@ -42,18 +44,22 @@ def write_llm(
     target: Target = PLAIN,
     scales: Mapping[str, float] | None = None,
     lora: Lora | None = None,
+    cross: CrossSource | None = None,
 ) -> DecoderConfig:
-    """Decoder and splice graphs, their one weight file, and the tokenizer.
+    """Decoder and splice graphs, their one weight file, and the tokenizer; with ``cross`` its graph and weights too.
 
-    ``scales``: of an fp8 target. ``lora``: changes the weights.
+    ``scales``: of an fp8 target. ``lora``: changes the weights. ``cross``: of layers that read latents.
     """
     config = read_llm(llm)
     form = target.precision
     message(f"export: decoder of {llm.name}, {config.num_layers} layers, {form.name}")
     with WeightReader(llm.weights, config, lora) as reader:
         layout = write_decoder(folder / "decoder.safetensors", reader, config, form)
-    model = build_decoder(config, layout, form, target.flavour, target.capacity or "C", scales)
+    read = cross.place(folder, config.hidden_size, config.num_layers) if cross else None
+    model = build_decoder(config, layout, form, target.flavour, target.capacity or "C", scales, read)
     save(model, folder / "decoder.onnx")
+    if read:
+        write_cross(read, folder)
     save(build_splice(config, layout, form), folder / "splice.onnx")
     shutil.copyfile(llm.tokenizer_path, folder / "tokenizer.json")
     return config

@@ -16,10 +16,12 @@ from ..core.console import message
 from ..core.errors import InputError, ModelError
 from ..core.files import atomic_folder, atomic_write_json
 from ..engines.bundle import MANIFEST, Bundle, Manifest, describe_files, read_bundle
+from ..engines.cross import cross_inputs
 from ..engines.specs import decoder_spec
 from ..models.folder import ModelFolder
 from ..models.store import resolve
 from .capacity import fix_capacity
+from .cross_source import check_cross
 from .export import rewrite
 from .lora import KIND as LORA
 from .parity import Report, Verify, verify
@@ -66,6 +68,7 @@ def recompile(request: Recompile) -> Bundle:
     """
     source = read_bundle(request.bundle)
     target = prepare(chosen(source, request.wishes))
+    check_cross(source.manifest.features, target)
     with atomic_folder(request.out, overwrite=request.overwrite) as folder:
         bundle = copy(source, target, folder)
         llm = _model(bundle) if request.verify != "none" else None
@@ -109,7 +112,7 @@ def copy(source: Bundle, target: Target, folder: Path) -> Bundle:
     manifest: Manifest = replace(
         m,
         files=describe_files(folder),
-        graphs={**m.graphs, "decoder": decoder_spec(m.llm, m.llm.dtype, target.capacity or "C")},
+        graphs={**m.graphs, "decoder": decoder_spec(m.llm, m.llm.dtype, target.capacity or "C", cross_inputs(m))},
         capacity=target.capacity,
         plans={},
     )
