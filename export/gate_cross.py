@@ -6,13 +6,15 @@ ones, a row alone the same as in a batch, and one that grew by a token the same 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import numpy as np
 
 from ..engines.base import F32, I64, Engine
 from ..engines.buffers import Buffers
+from ..engines.bundle import Bundle
+from .gate_same import GATES, Gate
 
 LATENTS: Final = 6
 """Slots of a row; 1 to so many hold a latent."""
@@ -54,6 +56,15 @@ class Reading:
         counts = 1 + (np.abs(word).argmax(axis=1) % LATENTS)
         z[np.arange(LATENTS) >= counts[:, None]] = 0
         return z
+
+
+def read_gates(bundle: Bundle) -> dict[str, Gate]:
+    """Every gate of ``gate_same`` once more, with latents, by its name here; none where no layer reads them."""
+    return {f"{name}, latents read": _over(name) for name in GATES} if "cross" in bundle.manifest.graphs else {}
+
+
+def _over(name: str) -> Gate:
+    return lambda engine, few: replace(GATES[name](reading(engine), few), gate=f"{name}, latents read")
 
 
 def reading(engine: Engine) -> Engine:
