@@ -92,6 +92,11 @@ def is_quiet() -> bool:
     return _Settings.quiet
 
 
+def is_debug() -> bool:
+    """``--debug`` was given; commands that run others pass it on."""
+    return _Settings.debug
+
+
 def progress_interval() -> float:
     """Seconds between progress lines, as configured."""
     return _Settings.every_s

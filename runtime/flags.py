@@ -14,7 +14,7 @@ BundleOption = Annotated[
     Path, typer.Option("--bundle", "-b", envvar="LATENTWIRE_BUNDLE", help="Folder made by `latentwire export`.")
 ]
 Threads = Annotated[int | None, typer.Option(min=1, help="Computing threads. Default: all.")]
-Device = Annotated[str, typer.Option(help="cpu, cuda (the first GPU) or cuda:N.")]
+Device = Annotated[str, typer.Option(help="cpu, cuda (the first GPU) or cuda:N; for jobs also several: cuda:0,cuda:1.")]
 EngineOption = Annotated[
     BackendName,
     typer.Option(

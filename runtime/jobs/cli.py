@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from ..choices import CodecName, TooLong, VerifyName
+from ..choices import CodecName, OnPoison, RunnerName, TooLong, VerifyName
 from ..flags import Batch, BundleOption, Debug, Device, EngineOption, Json, Quiet, Threads, run_body
 from .export_forms import ExportForm
 from .records import BadFile, DuplicateId
@@ -62,6 +62,19 @@ def run_command(
     device: Device = "cpu",
     engine: EngineOption = "auto",
     threads: Threads = None,
+    workers: Annotated[
+        int | None,
+        typer.Option(min=0, help="Worker processes; 0: none. Default: one per device, on CPUs one per four cores."),
+    ] = None,
+    backend: Annotated[
+        RunnerName, typer.Option(help="local: processes of this machine. ray: a Ray cluster.")
+    ] = "local",
+    address: Annotated[
+        str | None, typer.Option(help="Of the Ray cluster, or auto. Default: a cluster of its own, here.")
+    ] = None,
+    on_poison: Annotated[
+        OnPoison, typer.Option(help="Rows that kill a worker again and again: find the row, or stop the job.")
+    ] = "bisect",
     max_errors: Annotated[int | None, typer.Option(min=0, help="Stop when more rows than this are bad.")] = None,
     max_error_rate: Annotated[
         float | None, typer.Option(min=0, max=1, help="Stop when more than this share of all rows is bad.")
@@ -103,11 +116,14 @@ def run_command(
 
       latentwire jobs run job.toml --max-error-rate 0.01
 
+      latentwire jobs run docs/ -o out/ --device cuda:0,cuda:1
+
       latentwire jobs run "s3://bucket/docs/*.jsonl.zst" -o out/ --keep-columns title,url
     """
 
     def body() -> int:
         from ..options import CompressOptions, Machine
+        from .backend import Runner
         from .budget import Budget
         from .commands import Request, run
         from .records import Fields, split_names
@@ -117,7 +133,8 @@ def run_command(
         how = RunOptions(overwrite, not no_fsync, verify, Budget(max_errors, max_error_rate))
         keep = split_names(keep_columns or [])
         fields = Fields(id_field, text_field, keep, on_duplicate_id, dedupe, on_bad_file)
-        what = Request(tuple(inputs), out, bundle, fields, shard_rows, Machine(device, engine, threads))
+        runner = Runner(backend, workers, on_poison, address)
+        what = Request(tuple(inputs), out, bundle, fields, shard_rows, Machine(device, engine, threads), runner)
         return run(what, options, how, as_json)
 
     run_body(body, quiet, debug)

@@ -12,7 +12,7 @@ from ...core.console import message, print_json, print_table
 from ...core.errors import EXIT_OK, EXIT_ROW_ERRORS
 from ...engines.bundle import read_bundle
 from ..options import CompressOptions, Machine
-from .inprocess import InProcess
+from .backend import Runner, open_backend
 from .records import Fields
 from .resume import require_free
 from .run import RunOptions, describe, plan_job, run_job
@@ -33,6 +33,7 @@ class Request:
     fields: Fields
     shard_rows: int
     machine: Machine
+    runner: Runner
 
 
 def run(what: Request, options: CompressOptions, how: RunOptions, as_json: bool) -> int:
@@ -41,7 +42,7 @@ def run(what: Request, options: CompressOptions, how: RunOptions, as_json: bool)
     plan = plan_job(what.inputs, what.fields, what.shard_rows)
     start = time.perf_counter()
     job = describe(plan, read_bundle(what.bundle), options)
-    manifest = run_job(job, what.out, InProcess(), what.machine, how)
+    manifest = run_job(job, what.out, open_backend(what.runner), what.machine, how)
     seconds = time.perf_counter() - start
     totals = manifest["totals"]
     if as_json:

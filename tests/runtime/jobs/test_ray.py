@@ -1,0 +1,122 @@
+"""The Ray backend on a cluster of three nodes in one machine: same bytes as without, one node lost on the way."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from latentwire.core.console import configure
+from latentwire.core.errors import LatentWireError
+from latentwire.runtime.jobs.backend import Runner, open_backend
+from latentwire.runtime.jobs.verify import verify_job
+from latentwire.runtime.options import Machine
+
+from .stub import contents
+from .test_local import golden, run, texts
+
+NODES = 3
+
+pytestmark = pytest.mark.ray
+if importlib.util.find_spec("ray"):  # its own files and sockets are closed by the garbage collector
+    pytestmark = [
+        pytest.mark.ray,
+        pytest.mark.filterwarnings("ignore::ResourceWarning"),
+        pytest.mark.filterwarnings("ignore::DeprecationWarning"),
+        pytest.mark.filterwarnings("ignore::FutureWarning"),
+        pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+    ]
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Any]:
+    """Head and two nodes of 8 processors each; this process is connected to it."""
+    import ray
+    from ray.cluster_utils import Cluster
+
+    os.environ["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
+    store = {"num_cpus": 8, "object_store_memory": 80 << 20, "include_dashboard": False}
+    found = Cluster(initialize_head=True, head_node_args=store)
+    found.nodes = [found.add_node(num_cpus=8, object_store_memory=80 << 20) for _ in range(NODES - 1)]
+    ray.init(address=found.address, log_to_driver=False, configure_logging=False)
+    found.wait_for_nodes(timeout=120)
+    yield found
+    ray.shutdown()
+    found.shutdown()
+
+
+@pytest.fixture(autouse=True)
+def quiet() -> None:
+    configure(quiet=True)
+
+
+def actors(workers: int = NODES, encoder: str = "open_encoder", **kw: Any) -> Any:
+    from latentwire.runtime.jobs.ray_backend import RayActors
+
+    return RayActors(workers, encoder=f"rogue:{encoder}", **kw)
+
+
+def test_same_bytes_though_a_node_is_lost(cluster: Any, tmp_path: Path) -> None:
+    import ray
+
+    name = texts(tmp_path, *((i, f"slow {i}") for i in range(0, 120, 2)), (7, ""), count=120)
+    backend = actors()
+    lost: list[float] = []
+
+    class Losing:
+        """Takes a node away when the first shard is done."""
+
+        def run(self, *args: Any) -> Iterator[Any]:
+            for event in backend.run(*args):
+                if not lost:
+                    where = {n["NodeID"] for n in ray.nodes() if n["Alive"]}
+                    cluster.remove_node(cluster.nodes.pop(), allow_graceful=False)
+                    lost.append(time.monotonic())
+                    assert len(where) == NODES
+                yield event
+
+        def close(self) -> None:
+            backend.close()
+
+    run(name, tmp_path / "out", Losing(), shard_rows=6)
+    assert lost
+    assert contents(tmp_path / "out") == golden(name, tmp_path / "golden", 6)
+    verify_job(tmp_path / "out")
+
+
+@pytest.mark.usefixtures("cluster")
+def test_5003_poison_on_a_cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("latentwire.runtime.jobs.poison.TRIES", 1)
+    name = texts(tmp_path, (2, "die"), count=4)
+    manifest = run(name, tmp_path / "out", actors(2), shard_rows=2)
+    assert manifest["totals"]["errors_by_code"] == {"LW-5003": 1}
+    assert [s.get("poison") for s in manifest["shards"]] == [None, [0]]
+
+
+@pytest.mark.usefixtures("cluster")
+@pytest.mark.parametrize(("encoder", "code"), [("refuse", 5001), ("vanish", 5012)])
+def test_5012_actors_that_do_not_start(tmp_path: Path, encoder: str, code: int) -> None:
+    with pytest.raises(LatentWireError) as caught:
+        run(texts(tmp_path), tmp_path / "out", actors(1, encoder))
+    assert caught.value.code == code
+
+
+@pytest.mark.usefixtures("cluster")
+@pytest.mark.parametrize(("device", "code"), [("cuda", 5013), ("cuda:1", 2111)])
+def test_5013_devices_that_the_cluster_has_not(tmp_path: Path, device: str, code: int) -> None:
+    with pytest.raises(LatentWireError) as caught:
+        run(texts(tmp_path), tmp_path / "out", actors(), machine=Machine(device))
+    assert caught.value.code == code
+
+
+def test_2111_options_that_do_not_go_together() -> None:
+    for wrong in ({"address": "auto"}, {"backend": "ray", "workers": 0}):
+        with pytest.raises(LatentWireError) as caught:
+            Runner(**wrong)  # type: ignore[arg-type]
+        assert caught.value.code == 2111
+    assert open_backend(Runner("ray"))
