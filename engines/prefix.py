@@ -8,6 +8,7 @@ What they are stands in the manifest under the feature's name. Knows arrays and 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -47,6 +48,11 @@ class PrefixInfo:
         """Positions that they take beside the prompt's own."""
         return 0 if self.onto else self.slots(latents)
 
+    def head(self, manifest: Manifest, latents: int) -> int:
+        """Positions of a prompt that are read before the slots are placed: BOS, or all up to the last latent."""
+        bos = len(manifest.llm.bos)
+        return bos + manifest.front_rows + latents if self.onto else bos
+
 
 def prefix_info(manifest: Manifest) -> PrefixInfo | None:
     """What the manifest says; None for a bundle without such a feature."""
@@ -75,6 +81,25 @@ class Prefix:
     onto: bool
 
 
+def latent_prefix(engine: Engine, latents: F32, counts: Sequence[int]) -> Prefix | None:
+    """The slots of prompts with latents; None where the bundle makes none.
+
+    Args:
+        engine: makes them.
+        latents: float32 [B,M,d_z], empty slots zero.
+        counts: how many each row has.
+
+    Raises:
+        LatentError: 3001, 3002 as ``Engine.prefix``.
+    """
+    manifest = engine.bundle.manifest
+    info = prefix_info(manifest)
+    if info is None:
+        return None
+    slots, heads = ([make(m) for m in counts] for make in (info.slots, lambda m: info.head(manifest, m)))
+    return Prefix(*engine.prefix(latents), np.array(slots, np.int64), np.array(heads, np.int64), info.onto)
+
+
 def prefill_with(engine: Engine, buffers: Buffers, embeds: F32, lengths: I64, prefix: Prefix) -> None:
     """As ``Engine.prefill``, with slots; arguments as there.
 
@@ -95,6 +120,12 @@ def prefill_with(engine: Engine, buffers: Buffers, embeds: F32, lengths: I64, pr
     rest = lengths - prefix.heads
     columns = np.minimum(prefix.heads[:, None] + np.arange(int(rest.max())), embeds.shape[1] - 1)
     engine.extend(buffers, np.take_along_axis(embeds, columns[..., None], axis=1), rest)
+
+
+def room(prefix: Prefix, lengths: I64) -> int:
+    """Cache slots a row that ``prefill_with`` needs: beginnings and rests are padded on the right, each alone."""
+    begun = prefix.heads + (0 if prefix.onto else prefix.counts)
+    return int(begun.max() + (lengths - prefix.heads).max())
 
 
 def place(buffers: Buffers, prefix: Prefix) -> None:

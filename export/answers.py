@@ -14,6 +14,8 @@ import numpy as np
 from ..core.prompt import Prompt, latent_prompt, question_ids, text_prompt
 from ..engines.base import F32, Engine
 from ..engines.checks import filled
+from ..engines.cross import Cross
+from ..engines.prefix import Prefix, latent_prefix, prefill_with, room
 
 BATCH: Final = 8
 KINDS: Final = ("latents", "full_text")
@@ -67,19 +69,25 @@ def _batch(engine: Engine, questions: Sequence[Question], kind: str, most: int) 
     asked = [question_ids(encode, q.text) for q in questions]
     task = m.adapter.task_tokens
     if kind == "latents":
-        rows, counts, capacity = _latents(engine, [q.context for q in questions])
+        z = _latents(engine, [q.context for q in questions])
+        rows, counts, capacity = engine.adapt(z), filled(z).tolist(), z.shape[1]
+        prefix = latent_prefix(engine, z, counts)
+        cross: Cross = engine.cross(z) if "cross" in m.graphs else {}
         prompts = [
             latent_prompt(m.llm.bos, n, capacity, task, q, m.front_rows) for n, q in zip(counts, asked, strict=True)
         ]
     else:
+        prefix, cross = None, {}
         rows, capacity = engine.adapt(np.zeros((len(questions), 1, m.encoder.d_z), np.float32)), 1
         cut = [encode(q.context)[: m.encoder.max_tokens] for q in questions]
         prompts = [text_prompt(m.llm.bos, c, capacity, task, q) for c, q in zip(cut, asked, strict=True)]
-    return [tokenizer.decode(ids).split("\n")[0].strip() for ids in _generate(engine, prompts, rows, most)]
+    return [
+        tokenizer.decode(ids).split("\n")[0].strip() for ids in _generate(engine, prompts, rows, most, prefix, cross)
+    ]
 
 
-def _latents(engine: Engine, contexts: Sequence[str]) -> tuple[F32, list[int], int]:
-    """Adapter rows [B,M+K,H], latents of each context, and M."""
+def _latents(engine: Engine, contexts: Sequence[str]) -> F32:
+    """Float32 [B,M,d_z]."""
     from tokenizers import Tokenizer
 
     info = engine.bundle.manifest.encoder
@@ -87,11 +95,12 @@ def _latents(engine: Engine, contexts: Sequence[str]) -> tuple[F32, list[int], i
     ids = [reader.encode(c, add_special_tokens=False).ids[: info.max_tokens] for c in contexts]
     lengths = np.array([len(i) for i in ids], np.int64)
     padded = np.array([[*i, *[0] * (int(lengths.max()) - len(i))] for i in ids], np.int64)
-    z = engine.encode(padded, lengths, info.latents)
-    return engine.adapt(z), filled(z).tolist(), info.latents
+    return engine.encode(padded, lengths, info.latents)
 
 
-def _generate(engine: Engine, prompts: Sequence[Prompt], rows: F32, most: int) -> list[list[int]]:
+def _generate(
+    engine: Engine, prompts: Sequence[Prompt], rows: F32, most: int, prefix: Prefix | None, cross: Cross
+) -> list[list[int]]:
     """New tokens of each prompt, up to the first end of text."""
     llm = engine.bundle.manifest.llm
     lengths = np.array([len(p) for p in prompts], np.int64)
@@ -100,8 +109,15 @@ def _generate(engine: Engine, prompts: Sequence[Prompt], rows: F32, most: int) -
     for b, prompt in enumerate(prompts):
         ids[b, : len(prompt)] = prompt.ids
         index[b, : len(prompt)] = prompt.row_index
-    buffers = engine.alloc(len(prompts), ids.shape[1] + most)
-    engine.prefill(buffers, engine.splice(ids, index, rows), lengths)
+    embeds = engine.splice(ids, index, rows)
+    if prefix is None:
+        buffers = engine.alloc(len(prompts), ids.shape[1] + most)
+        buffers.cross = cross
+        engine.prefill(buffers, embeds, lengths)
+    else:
+        buffers = engine.alloc(len(prompts), room(prefix, lengths) + most)
+        buffers.cross = cross
+        prefill_with(engine, buffers, embeds, lengths, prefix)
     tokens = [np.array(buffers.next_token)]
     for _ in range(most - 1):
         engine.decode(buffers)

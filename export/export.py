@@ -28,6 +28,7 @@ from .lora import Lora, read_lora
 from .parity import Report, Verify, verify
 from .parts import write_adapter, write_encoder, write_llm
 from .plans import add_plans, plan_findings, prepare
+from .prefix import check_prefix, prefix_specs, write_prefix
 from .quantiser import code_dims, write_quantiser
 from .target import PLAIN, Target
 from .yardstick import find_reference
@@ -77,6 +78,7 @@ def export_bundle(request: Request) -> Bundle:
     checkpoint, llm = read_checkpoint(request.checkpoint), resolve(request.llm)
     adapter = checkpoint.adapter_for(llm)
     check_features(adapter)
+    check_prefix(adapter.features, target)
     check_cross(adapter.features, target)
     lora, cross = changes(checkpoint, adapter), cross_source(checkpoint, adapter)
     full = request.verify == "full"
@@ -89,11 +91,13 @@ def export_bundle(request: Request) -> Bundle:
         write_encoder(checkpoint, llm, folder)
         write_quantiser(checkpoint, folder)
         write_adapter(checkpoint, adapter, config, folder, target)
+        write_prefix(checkpoint, adapter, config, folder)
         bundle = seal(checkpoint, adapter, llm_info(llm, config, target.precision.dtype), target, folder)
         report = verify(bundle, llm, yardstick, request.verify, threads=request.threads)
 
         def write_plain(scratch: Path) -> Bundle:
             write_adapter(checkpoint, adapter, write_llm(llm, scratch, lora=lora, cross=cross), scratch)
+            write_prefix(checkpoint, adapter, config, scratch)
             return seal(checkpoint, adapter, llm_info(llm, config), PLAIN, scratch)
 
         cost = measured(bundle, questions, write_plain, threads=request.threads)
@@ -140,7 +144,8 @@ def seal(checkpoint: Checkpoint, adapter: Adapter, llm: LlmInfo, target: Target,
         llm=llm,
         adapter=adapter.info,
         graphs=bundle_specs(llm, checkpoint.encoder.d_z, llm.dtype, target.capacity or "C", placed_spec(folder))
-        | quantiser_specs(checkpoint.encoder.d_z, code_dims(folder)),
+        | quantiser_specs(checkpoint.encoder.d_z, code_dims(folder))
+        | prefix_specs(adapter.features, llm, checkpoint.encoder.d_z),
         precision=target.precision.name,
         quality=checkpoint.quality,
         versions=versions(),

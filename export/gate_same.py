@@ -60,13 +60,13 @@ Gate = Callable[[Engine, Sample], Finding]
 def check_batch(engine: Engine, s: Sample) -> Finding:
     """A ragged batch against each of its rows alone."""
     alone = beside([run(engine, [p], STEPS) for p in s.first])
-    return _compare("batch", engine, run(engine, s.first, STEPS), alone, s.same)
+    return compare("batch", engine, run(engine, s.first, STEPS), alone, s.same)
 
 
 def check_padding(engine: Engine, s: Sample) -> Finding:
     """Nine positions of junk after the longest prompt, and a cache that has room for them."""
     padded = run(engine, s.first, STEPS, pad=PAD)
-    return _compare("padding", engine, padded, run(engine, s.first, STEPS), s.same)
+    return compare("padding", engine, padded, run(engine, s.first, STEPS), s.same)
 
 
 def check_steps(engine: Engine, s: Sample) -> Finding:
@@ -77,7 +77,7 @@ def check_steps(engine: Engine, s: Sample) -> Finding:
         for step in range(STEPS)
     ]
     # The tokens fed are the cached run's, so no row ever leaves the comparison.
-    return _compare("steps", engine, cached, after(fresh), s.same, fed=True)
+    return compare("steps", engine, cached, after(fresh), s.same, fed=True)
 
 
 def check_reuse(engine: Engine, s: Sample) -> Finding:
@@ -85,7 +85,7 @@ def check_reuse(engine: Engine, s: Sample) -> Finding:
     buffers = allocated(engine, s.first, STEPS)
     run(engine, s.first, STEPS, buffers)
     again = run(engine, s.second, STEPS, buffers)
-    return _compare("reuse", engine, again, run(engine, s.second, STEPS), s.same)
+    return compare("reuse", engine, again, run(engine, s.second, STEPS), s.same)
 
 
 def check_refill(engine: Engine, s: Sample) -> Finding:
@@ -106,7 +106,7 @@ def check_refill(engine: Engine, s: Sample) -> Finding:
         else:  # ``rest`` begins with what stood there: the second step.
             have.append(after([first.row(b).until(1), rest.row(b)]).until(STEPS))
             want.append(run(engine, [prompt], STEPS))
-    found = _compare("refill", engine, beside(have), beside(want), s.same)
+    found = compare("refill", engine, beside(have), beside(want), s.same)
     return replace(found, detail=f"{len(ended)} of {len(s.first)} rows refilled")
 
 
@@ -136,7 +136,7 @@ def check_cache(engine: Engine, s: Sample) -> Finding:
     return Finding("cache", engine.name, "passed", 0.0, 0.0, "slots", f"{len(buffers.cache)} tensors")
 
 
-def _compare(gate: str, engine: Engine, have: Run, want: Run, limit: float, *, fed: bool = False) -> Finding:
+def compare(gate: str, engine: Engine, have: Run, want: Run, limit: float, *, fed: bool = False) -> Finding:
     """Step by step: states of each layer where watched, then logits, then tokens.
 
     A row leaves the comparison after its first other token, unless both runs were ``fed`` the same ones; a

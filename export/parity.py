@@ -6,6 +6,8 @@
     logits          after every prompt, in ragged batches                 the reference   every backend
     tokens          greedy, each fed by the one before                    the reference   every backend
     batch padding steps reuse refill cache                                itself          every backend, see gate_same
+    prefix          where latents go into the cache                       itself          every backend, see gate_prefix
+    ..., latents read    those of gate_same, where layers read latents    itself          every backend, see gate_cross
 
 A gate passes or raises ``ParityError`` with the first tensor that departs. Nothing is only warned about; what cannot
 be run here is listed with the reason.
@@ -26,8 +28,10 @@ from ..engines.bundle import Bundle
 from ..models.folder import ModelFolder
 from .backends import Backend, fitting, room, running
 from .findings import Finding, ParityError, departed
+from .gate_cross import read_gates
+from .gate_prefix import check_prefix, has_prefix
 from .gate_reference import check_logits, check_states, check_tokens, replay
-from .gate_same import GATES, Sample, sample
+from .gate_same import GATES, Gate, Sample, sample
 from .gate_weights import check_weights
 from .limits import Limits, limits
 from .lora import lora_of
@@ -130,8 +134,9 @@ def check_backend(backend: Backend, bundle: Bundle, recorded: Recorded, *, stop:
             "logits": lambda: check_logits(backend.name, recorded, bound, replayed()),
             "tokens": lambda: check_tokens(backend.name, recorded, bound, replayed()),
         }
-        for name in GATES:
-            gates[name] = partial(_named, name, engine, probe, few)
+        same = GATES | ({"prefix": check_prefix} if has_prefix(bundle) else {}) | read_gates(bundle)
+        for name, gate in same.items():
+            gates[name] = partial(_named, gate, engine, probe, few)
         with track(f"parity: {backend.name}", len(gates), "gates") as progress:
             found = []
             for name, check in gates.items():
@@ -147,13 +152,13 @@ def _states(name: str, probe: Probe | None, recorded: Recorded, bound: Limits, *
     return check_states(probe, recorded, bound, cached=cached)
 
 
-def _named(gate: str, engine: Engine, probe: Probe | None, few: Sample) -> Finding:
+def _named(gate: Gate, engine: Engine, probe: Probe | None, few: Sample) -> Finding:
     """A gate on the engine as it ships; where it fails, once more with the layers watched, to name the first."""
     try:
-        return GATES[gate](engine, few)
+        return gate(engine, few)
     except ParityError:
         if probe is not None:
-            GATES[gate](probe, few)
+            gate(probe, few)
         raise
 
 

@@ -50,6 +50,11 @@ class ProbeEngine(OrtCpuEngine):
         self._bind_hidden(buffers)
         super().prefill(buffers, inputs_embeds, lengths)
 
+    def extend(self, buffers: Buffers, inputs_embeds: F32, lengths: I64) -> None:
+        """As ``OrtCpuEngine.extend``; ``hidden`` has the states afterwards."""
+        self._bind_hidden(buffers)
+        super().extend(buffers, inputs_embeds, lengths)
+
     def decode(self, buffers: Buffers) -> None:
         """As ``OrtCpuEngine.decode``; ``hidden`` has the states afterwards."""
         self._bind_hidden(buffers)

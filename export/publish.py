@@ -32,6 +32,7 @@ from .weights import EMBEDDING
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+    from ..training.llm import LMWrapper
     from ..training.model import LatentModel
 
 TOLERANCE: Final = 1e-4
@@ -134,6 +135,7 @@ def trace_and_compare(model: LatentModel, folder: Path) -> None:
                 rows,
                 {kind: folder / feature_file(kind, llm.name) for kind in features},
             )
+            _compare_prefix(model, llm, folder, z)
 
 
 def _compare_quantiser(model: LatentModel, folder: Path, z: Tensor) -> None:
@@ -166,6 +168,22 @@ def _compare(
         place_module(graph, graph.with_suffix(".safetensors"), placed, stored, spec, copies)
         (found,) = open_session(placed, 0).run(None, dict(feeds))
     _judge(graph.name, "relative difference", _apart(found, expected), TOLERANCE)
+
+
+def _compare_prefix(model: LatentModel, llm: LMWrapper, folder: Path, z: Tensor) -> None:
+    """Trace the feature that makes keys and values, if there is one, and run the graph against it; BundleError 4010."""
+    from .trace_prefix import OUTPUTS, prefix_feature, prefix_module, trace_prefix
+
+    feature = prefix_feature(model, llm)
+    if feature is None:
+        return
+    graph = trace_prefix(model, llm, feature, folder)
+    wanted = prefix_module(model, llm, feature)(z)
+    found = open_session(graph, 0).run(list(OUTPUTS), {"latents": z.numpy()})
+    for name, have, want in zip(OUTPUTS, found, wanted, strict=True):
+        # A new feature gives zeros, which have no relative difference.
+        error = _apart(have, want.numpy()) if want.any() else float(np.abs(have).max())
+        _judge(f"{graph.name} {name}", "relative difference", error, TOLERANCE)
 
 
 def _run(graph: Path, feeds: Mapping[str, npt.NDArray[Any]]) -> npt.NDArray[Any]:

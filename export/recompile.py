@@ -26,6 +26,7 @@ from .export import rewrite
 from .lora import KIND as LORA
 from .parity import Report, Verify, verify
 from .plans import add_plans, plan_findings, prepare
+from .prefix import check_prefix
 from .target import Target, Wishes, choose
 from .yardstick import find_reference
 
@@ -62,6 +63,7 @@ def recompile(request: Recompile) -> Bundle:
     """Compile and return the new bundle.
 
     Raises:
+        ModelError: 3225 a feature of the bundle that the target cannot run.
         InputError: 2111 another precision, flavour or capacity than the bundle's, or an impossible target.
         BundleError: 4001-4009 the bundle; 4010 parity failed; 4012 as ``plan.write_plan``.
         EnvironmentFault: 5001 no GPU, 5003 memory, 5004 disk, 5008 ``out`` exists, 5011 a package is missing.
@@ -69,6 +71,7 @@ def recompile(request: Recompile) -> Bundle:
     source = read_bundle(request.bundle)
     target = prepare(chosen(source, request.wishes))
     check_cross(source.manifest.features, target)
+    check_prefix(source.manifest.features, target)
     with atomic_folder(request.out, overwrite=request.overwrite) as folder:
         bundle = copy(source, target, folder)
         llm = _model(bundle) if request.verify != "none" else None

@@ -56,7 +56,7 @@ def trace_checkpoint(model: LatentModel, folder: Path) -> list[Path]:
     ids, lengths = torch.ones(2, 24, dtype=torch.int64), torch.tensor([24, 17])
     slots = torch.arange(config.latent_len)
     done = [
-        _trace(
+        trace_module(
             model.encoder,
             {"input_ids": ids, "lengths": lengths, "slots": slots},
             {"input_ids": {0: "B", 1: "S"}, "lengths": {0: "B"}, "slots": {0: "M"}},
@@ -71,7 +71,7 @@ def trace_checkpoint(model: LatentModel, folder: Path) -> list[Path]:
     for llm in model.llms:
         z = torch.randn(2, config.latent_len, config.d_z)
         done.append(
-            _trace(
+            trace_module(
                 AnswerRows(model.adapter(llm), config.task_tokens, model.features_of(llm)),
                 {"latents": z},
                 {"latents": {0: "B", 1: "M"}},
@@ -107,8 +107,8 @@ def _trace_quantiser(quantiser: Quantiser | TokenQuantiser, d_z: int, folder: Pa
     weights, axes = read_layout(folder / encoder_file()), {0: "B", 1: "M"}
     z, codes = torch.randn(2, 5, d_z), torch.ones(2, 5, quantiser.dims, dtype=torch.int64)
     return [
-        _trace(_Codes(), {"latents": z}, {"latents": axes}, "codes", weights, {}, folder / "quantise.onnx"),
-        _trace(_Latents(), {"codes": codes}, {"codes": axes}, "latents", weights, {}, folder / "dequantise.onnx"),
+        trace_module(_Codes(), {"latents": z}, {"latents": axes}, "codes", weights, {}, folder / "quantise.onnx"),
+        trace_module(_Latents(), {"codes": codes}, {"codes": axes}, "latents", weights, {}, folder / "dequantise.onnx"),
     ]
 
 
@@ -132,11 +132,11 @@ def AnswerRows(adapter: nn.Module, task_tokens: int, features: Mapping[str, Feat
     return _AnswerRows()
 
 
-def _trace(
+def trace_module(
     module: nn.Module,
     inputs: Mapping[str, torch.Tensor],
     dynamic: Mapping[str, Mapping[int, str]],
-    output: str,
+    output: str | tuple[str, ...],
     weights: Layout,
     tables: Mapping[str, str],
     path: Path,
@@ -158,7 +158,7 @@ def _trace(
             opset_version=OPSET,
             dynamic_shapes=shapes,
             input_names=list(inputs),
-            output_names=[output],
+            output_names=[output] if isinstance(output, str) else list(output),
             optimize=False,
             verbose=False,
         )

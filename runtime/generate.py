@@ -16,7 +16,7 @@ from ..core.errors import LatentError, LatentWireError, RowError
 from ..core.prompt import Prompt, latent_prompt, text_prompt
 from ..engines.base import F32, Engine
 from ..engines.buffers import Buffers
-from ..engines.prefix import Prefix, prefill_with, prefix_info
+from ..engines.prefix import latent_prefix, prefill_with, prefix_info
 from .adapt import adapt
 from .answer import Answer, Growing
 from .memory import Room
@@ -125,11 +125,6 @@ class Generator:
         """Cache slots that the latents take beside their rows."""
         return self._prefix.added(len(request.latents)) if self._prefix else 0
 
-    def _head(self, request: Request) -> int:
-        """Positions that are read before something is put into the cache: up to the latents or behind them."""
-        bos = len(self._llm.bos)
-        return bos + self._front + len(request.latents) if self._prefix and self._prefix.onto else bos
-
     def _prompt_positions(self, request: Request) -> int:
         front = self._front if len(request.latents) else 0
         context = self._added(request) + front + request.context_positions
@@ -156,7 +151,9 @@ class Generator:
 
     def _joint(self, requests: Sequence[Request]) -> int:
         """Positions of the longest beginning and the longest rest together: both are padded on the right."""
-        heads = [self._head(r) + self._added(r) for r in requests]
+        assert self._prefix is not None
+        manifest = self._engine.bundle.manifest
+        heads = [self._prefix.head(manifest, len(r.latents)) + self._added(r) for r in requests]
         rests = [self._prompt_positions(r) - head for r, head in zip(requests, heads, strict=True)]
         return max(heads) + max(rests)
 
@@ -202,16 +199,15 @@ class Generator:
     def _prefilled(self, requests: Sequence[Request], options: GenerateOptions) -> Buffers:
         rows, latents = adapt(self._engine, [r.latents for r in requests])
         embeds, lengths = splice(self._engine, [self._prompt(r, latents.shape[1]) for r in requests], rows)
-        if self._prefix is None or not len(requests[0].latents):
-            buffers.cross = self._engine.cross(latents) if self._crossed else {}
+        held = [len(r.latents) for r in requests]
+        prefix = latent_prefix(self._engine, latents, held) if any(held) else None
+        if prefix is None:
             buffers = self._alloc(len(requests), embeds.shape[1] + options.max_new_tokens)
+            buffers.cross = self._engine.cross(latents) if self._crossed else {}
             self._engine.prefill(buffers, embeds, lengths)
             return buffers
-        buffers.cross = self._engine.cross(latents) if self._crossed else {}
-        counts = np.array([self._prefix.slots(len(r.latents)) for r in requests], np.int64)
-        heads = np.array([self._head(r) for r in requests], np.int64)
-        prefix = Prefix(*self._engine.prefix(latents), counts, heads, self._prefix.onto)
         buffers = self._alloc(len(requests), self._joint(requests) + options.max_new_tokens)
+        buffers.cross = self._engine.cross(latents) if self._crossed else {}
         prefill_with(self._engine, buffers, embeds, lengths, prefix)
         return buffers
 

@@ -171,7 +171,15 @@ def _measure(
         for _ in context.questions:
             nll, first, top5, token, text = next(answers)
             out[context.item].append(
-                _One(nll, first, len(found.given.front) + len(context.segment), top5, token, context.sizes, text)
+                _One(
+                    nll,
+                    first,
+                    len(context.segment) + found.given.beside(len(context.segment)),
+                    top5,
+                    token,
+                    context.sizes,
+                    text,
+                )
             )
     return out
 

@@ -28,6 +28,10 @@ class Injection:
     features: tuple[Feature, ...] = ()
     front: range = range(0)
 
+    def beside(self, latents: int) -> int:
+        """Positions that features take where so many latents stand in a prompt."""
+        return len(self.front) + sum(feature.positions(latents) for feature in self.features)
+
     def slots(self) -> Slots | None:
         """Keys and values for the LLM's cache; None where no feature makes any."""
         made = () if self.latents is None else (feature.prefix(self.latents) for feature in self.features)

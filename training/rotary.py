@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import copy
 from typing import Any
 
 import torch
@@ -38,6 +39,12 @@ class Rotary:
         half = keys.shape[-1] // 2
         turned = torch.cat([-keys[..., half:], keys[..., :half]], dim=-1)
         return keys * cos + turned * sin
+
+    def one(self, layer: int) -> Rotary:
+        """The rotation of a single layer, as of an LLM that has no other."""
+        alone = copy(self)
+        alone.layers = self.layers[layer : layer + 1]
+        return alone
 
     def _tables(self, positions: Tensor, device: torch.device) -> tuple[Tensor, Tensor]:
         """Cosine and sine, f32 [B or 1,L,1,P,D] each."""

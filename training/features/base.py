@@ -47,6 +47,10 @@ class Feature(nn.Module):
         """Keys and values for every layer, of latents f32 [B,M,d_z]; None: nothing is put into the cache."""
         return None
 
+    def positions(self, latents: int) -> int:
+        """Positions of the LLM that it takes, beside rows, where so many latents stand in a prompt."""
+        return 0
+
     def facts(self) -> dict[str, Any]:
         """What whoever runs a checkpoint must know of it, beside its weights; plain values."""
         return {}

@@ -51,6 +51,9 @@ class DeepPrefix(Feature):
         rest = (STEP * self.level * self.quiet)[None, :, :, None, :]
         return Slots(keys + rest, values, (counts + self.groups - 1) // self.groups, onto=False)
 
+    def positions(self, latents: int) -> int:
+        return -(-latents // self.groups)
+
     def facts(self) -> dict[str, Any]:
         return {"groups": self.groups}
 

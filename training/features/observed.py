@@ -78,8 +78,8 @@ def quiet_keys(observed: list[Observed], rotary: Rotary) -> Tensor:
     for number, layer in enumerate(observed):
         heads = layer.keys.shape[1]
         asked = layer.queries.unflatten(1, (heads, -1)).transpose(0, 1).flatten(1, 2)  # [kv_heads,N,D]
-        every = asked[None, None].expand(1, len(rotary.layers), -1, -1, -1)
-        seen = [rotary(every, d.expand(asked.shape[1]))[0, number] for d in distances]
+        turn = rotary.one(number)
+        seen = [turn(asked[None, None], d.expand(asked.shape[1]))[0, 0] for d in distances]
         rows = torch.cat(seen, dim=1).double() * layer.scale
         gram = rows.transpose(1, 2) @ rows / rows.shape[1]
         ridge = RIDGE * rows.square().mean() * torch.eye(rows.shape[2], dtype=torch.float64)

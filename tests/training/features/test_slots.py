@@ -143,3 +143,24 @@ def test_bad_options(options: dict[str, float]) -> None:
     if "rank" in options:
         with pytest.raises(ModelError, match=r"LW-3210 .*coprocessor"):
             CoprocessorOptions(rank=0)
+
+
+def test_positions_count_the_slots(tiny_config: Make, tiny_llm: Path, story_file: Path) -> None:
+    from latentwire.training.building import build_model, start
+    from latentwire.training.data import read_questions
+    from latentwire.training.evaluate import measure
+
+    items = read_questions([str(story_file)])[:2]
+    found = {}
+    for kind in ("", "deep_prefix", "coprocessor"):
+        config = tiny_config(features=(kind,) if kind else (), deep_prefix=DeepPrefixOptions(rank=2, groups=3))
+        model = build_model(config, torch.device("cpu"))
+        start(model, [item.context for item in items])
+        found[kind] = measure(model.eval(), model.llms[0], items, "latents").positions.tolist()
+    assert found[""] == found["coprocessor"] == [8, 8]
+    assert found["deep_prefix"] == [11, 11]
+
+
+def test_one_or_the_other(tiny_config: Make) -> None:
+    with pytest.raises(ModelError, match=r"LW-3210 .*not both"):
+        tiny_config(features=("deep_prefix", "coprocessor"))
