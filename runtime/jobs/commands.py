@@ -17,6 +17,7 @@ from .records import Fields
 from .resume import require_free
 from .run import RunOptions, describe, plan_job, run_job
 from .status import FINISHED, read_status
+from .stopping import prompt_stop
 from .verify import verify_job
 
 SHOWN_ERRORS: Final = 10
@@ -42,7 +43,8 @@ def run(what: Request, options: CompressOptions, how: RunOptions, as_json: bool)
     plan = plan_job(what.inputs, what.fields, what.shard_rows)
     start = time.perf_counter()
     job = describe(plan, read_bundle(what.bundle), options)
-    manifest = run_job(job, what.out, open_backend(what.runner), what.machine, how)
+    with prompt_stop():
+        manifest = run_job(job, what.out, open_backend(what.runner), what.machine, how)
     seconds = time.perf_counter() - start
     totals = manifest["totals"]
     if as_json:

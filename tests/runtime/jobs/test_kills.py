@@ -112,6 +112,19 @@ def test_told_to_stop(
     assert contents(out) == golden
 
 
+@pytest.mark.parametrize(("sent", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_told_to_stop_in_the_middle_of_a_long_call(
+    ask: Ask, name: str, golden: dict[str, str], tmp_path: Path, sent: signal.Signals, status: int
+) -> None:
+    out = tmp_path / "out"
+    reply = ask(input=name, out=str(out), deaf=True, grace_s=0.2, signal=sent, kill_s=1.0)
+    assert reply["status"] == status
+    assert reply["seconds"] < 5
+    assert not finished(out)
+    assert ask(input=name, out=str(out))["status"] == 3
+    assert contents(out) == golden
+
+
 def test_two_processes_on_one_folder(ask: Ask, name: str, golden: dict[str, str], tmp_path: Path) -> None:
     for n in range(20):
         out = tmp_path / f"out{n}"

@@ -5,6 +5,7 @@ Each job is the leader of its own process group, as it would be in a shell.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import resource
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from latentwire.core.console import configure, run_cli
+from latentwire.runtime.jobs.stopping import GRACE_S, prompt_stop
 
 from .stub import StubEncoder, run_stub, stub_job
 
@@ -25,10 +27,13 @@ class Slow(StubEncoder):
 
     def __init__(self, request: dict[str, Any]) -> None:
         super().__init__()
+        self._deaf = request.get("deaf", False)
         self._sleep_s, self._count, self._wait = request["sleep_s"], request.get("count"), request.get("wait")
 
     def compress_rows(self, texts: Any, options: Any, names: Any) -> Any:
         time.sleep(self._sleep_s)
+        if self._deaf:
+            hashlib.pbkdf2_hmac("sha256", b"", b"", 1 << 30)  # minutes in a library that hears no signals
         while self._wait and not Path(self._wait).exists():
             time.sleep(0.002)
         if self._count:
@@ -39,7 +44,8 @@ class Slow(StubEncoder):
 
 def job(request: dict[str, Any]) -> int:
     """Body of the command: 3, as two rows of the stub job are bad."""
-    made = run_stub(stub_job(request["input"]), Path(request["out"]), Slow(request))
+    with prompt_stop(request.get("grace_s", GRACE_S)):
+        made = run_stub(stub_job(request["input"]), Path(request["out"]), Slow(request))
     return 3 if made["totals"]["errors"] else 0
 
 
