@@ -13,9 +13,7 @@ from .config import Config
 from .encoder import EncoderFromEmbedLayer
 from .model import LatentModel, build_encoder
 from .start import set_embedding
-from .warm import put_adapters
-
-QUANTISER = "quantiser."
+from .warm import QUANTISER, put_adapters
 
 
 def start_student(model: LatentModel, texts: Sequence[str]) -> dict[str, tuple[str, ...]]:

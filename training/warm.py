@@ -21,7 +21,11 @@ from .checkpoint import (
     load_tensors,
     read_meta,
 )
+from .config import Config
 from .model import LatentModel
+
+QUANTISER = "quantiser."
+"""How the names of a quantiser's tensors begin, in the file of the encoder."""
 
 
 def start_from(model: LatentModel, folder: Path, texts: Sequence[str]) -> dict[str, tuple[str, ...]]:
@@ -29,7 +33,7 @@ def start_from(model: LatentModel, folder: Path, texts: Sequence[str]) -> dict[s
 
     Returns the tasks that each LLM's rows were trained for.
 
-    Parts that the checkpoint has not keep their own start: task rows of later tasks, the quantiser, features,
+    Parts that the checkpoint has not keep their own start: task rows of later tasks, another or no quantiser, features,
     adapters of further LLMs, whose keys are made with the checkpoint's encoder.
 
     Args:
@@ -44,11 +48,19 @@ def start_from(model: LatentModel, folder: Path, texts: Sequence[str]) -> dict[s
     meta = read_meta(folder)
     encoder_fits(meta, model.source, folder)
     found = load_tensors(folder / encoder_file())
-    fitted = any(name.startswith("quantiser.") for name in found)
-    _put(model.encoder, found, folder / encoder_file(), () if fitted else ("quantiser.",))
+    fitted = _quantiser_of(config_of(meta, str(folder))) == _quantiser_of(model.config)
+    if not fitted:
+        found = {name: tensor for name, tensor in found.items() if not name.startswith(QUANTISER)}
+    _put(model.encoder, found, folder / encoder_file(), () if fitted else (QUANTISER,))
     if not fitted:
         begin_quantiser(model, list(texts))
     return put_adapters(model, meta, folder, texts)
+
+
+def _quantiser_of(config: Config) -> tuple[object, ...]:
+    """What must be alike for a quantiser's weights to fit."""
+    learned = (config.fsq_hidden,) if config.quantiser_type == "fsq" else ()
+    return (config.fsq_profile, config.quantiser_type, *learned) if config.fsq_profile else ()
 
 
 def put_adapters(
