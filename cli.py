@@ -30,6 +30,7 @@ COMMANDS: dict[str, str] = {
     "train": "latentwire.training.cli",
     "eval": "latentwire.training.cli",
     "diagnose": "latentwire.training.cli",
+    "bench": "latentwire.benchmarks.cli",
 }
 """Command -> the module whose ``app`` holds it: as a command of that name, or (``models``) as a whole."""
 

@@ -17,7 +17,8 @@ from latentwire.cli import app
 from latentwire.engines.toy import write_toy_bundle
 
 DOCS = tuple(
-    f"docs/{name}.md" for name in ("bundle", "errors", "evaluation", "frame", "parity", "tensorrt", "training")
+    f"docs/{name}.md"
+    for name in ("benchmarks", "bundle", "errors", "evaluation", "frame", "jobs", "parity", "tensorrt", "training")
 )
 PAGES = ("README.md", "CONTRIBUTING.md", "reference/README.md", *DOCS)
 

@@ -1,0 +1,171 @@
+"""``latentwire bench``: options and output only; ``commands`` does the work."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+
+app = typer.Typer(help="Measure speed, memory and quality beside other runtimes.", no_args_is_help=True)
+
+EngineName = Literal["auto", "ort", "trt", "torch-ref", "toy"]
+CodecChoice = Literal["f16", "i8", "fsq", "text"]
+
+Bundles = Annotated[
+    list[Path] | None,
+    typer.Option("--bundle", "-b", help="A bundle; may be given again. Default: the shipped checkpoint."),
+]
+Llm = Annotated[str, typer.Option(help="Without --bundle: the model to export it for.")]
+Peers = Annotated[list[str] | None, typer.Option("--peer", help="Only this one; may be given again. `none`: no peer.")]
+Data = Annotated[Path | None, typer.Option(help="Texts and questions, JSONL as benchmarks/texts.jsonl.")]
+Samples = Annotated[int | None, typer.Option(min=1, help="Samples a round. Default: 32.", show_default=False)]
+Rounds = Annotated[int | None, typer.Option(min=1, help="Timed rounds. Default: 5.", show_default=False)]
+Batches = Annotated[
+    list[int] | None, typer.Option("--batch", min=1, max=4096, help="Try this size; may be given again.")
+]
+NewTokens = Annotated[
+    int | None, typer.Option(min=1, max=4096, help="Of every answer. Default: 16.", show_default=False)
+]
+Requests = Annotated[
+    int | None, typer.Option(min=1, help="Single requests of a latency figure. Default: 60.", show_default=False)
+]
+Latents = Annotated[int | None, typer.Option(min=1, help="M. Default: the bundle's own.", show_default=False)]
+Codec = Annotated[CodecChoice, typer.Option(help="Of frames.")]
+Threads = Annotated[int | None, typer.Option(min=1, help="Computing threads of every process. Default: all.")]
+Device = Annotated[str, typer.Option(help="cpu, cuda or cuda:N; of our own processes.")]
+EngineOption = Annotated[EngineName, typer.Option("--engine", help="Of our own processes.")]
+Quick = Annotated[bool, typer.Option("--quick", help="Tiny sizes: a rehearsal, no figures.")]
+Out = Annotated[
+    Path | None, typer.Option("--out", "-o", help="Folder for <machine>-<date>.md, .json and .png.", show_default=False)
+]
+Json = Annotated[bool, typer.Option("--json", help="Only the JSON line on stdout.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress and no remarks.")]
+Debug = Annotated[bool, typer.Option("--debug", help="Show tracebacks.")]
+
+
+def _register(kind: str, help_text: str) -> None:
+    """One benchmark as a command; all take the same options."""
+
+    def command(
+        bundle: Bundles = None,
+        llm: Llm = "smollm2-135m",
+        peer: Peers = None,
+        data: Data = None,
+        samples: Samples = None,
+        rounds: Rounds = None,
+        batch: Batches = None,
+        new_tokens: NewTokens = None,
+        requests: Requests = None,
+        latents: Latents = None,
+        codec: Codec = "i8",
+        threads: Threads = None,
+        device: Device = "cpu",
+        engine: EngineOption = "auto",
+        quick: Quick = False,
+        out: Out = None,
+        as_json: Json = False,
+        quiet: Quiet = False,
+        debug: Debug = False,
+    ) -> None:
+        from ..core.console import configure, run_cli
+
+        def body() -> int:
+            from .commands import KINDS, Asked, run
+
+            named: dict[str, Any] = {
+                "samples": samples,
+                "rounds": rounds,
+                "batches": tuple(batch) if batch else None,
+                "new_tokens": new_tokens,
+                "requests": requests,
+                "latents": latents,
+                "codec": codec,
+            }
+            sizes = {name: value for name, value in named.items() if value is not None}
+            asked = Asked(
+                tuple(bundle or ()), llm, tuple(peer or ()), data, threads, device, engine, quick, out, as_json, sizes
+            )
+            return run(list(KINDS) if kind == "all" else [kind], asked)
+
+        configure(quiet=quiet or None, debug=debug or None)
+        run_cli(body)
+
+    app.command(kind, help=help_text)(command)
+
+
+_EXAMPLE = "\n\nExample:\n\n  latentwire bench {kind} --bundle bundle/ --quick"
+_TOLD = {
+    "throughput": "Samples a minute of answering and compressing, peers in rounds that alternate with ours.\n\n"
+    "W1 answers from frames, W1-text from whole texts, W1-same from as many\n"
+    "tokens as W1 has positions, W3 from text to frame to answer.",
+    "latency": "Milliseconds of one request: first token, whole answer, first answer of a cold process.",
+    "compress": "Texts to frames: the encoder alone, with the tokenizer, and as a job from disk to disk.",
+    "scaling": "Curves against context length, latents a text, new tokens, and documents.",
+    "quality": "F1, exact match and nats a token beside samples a minute; later bundles against the first.",
+    "all": "Everything above, into one set of files.",
+}
+for _kind, _text in _TOLD.items():
+    _register(_kind, _text + _EXAMPLE.format(kind=_kind))
+
+
+@app.command("peers")
+def peers_command(
+    peer: Peers = None,
+    llm: Llm = "smollm2-135m",
+    again: Annotated[bool, typer.Option("--again", help="Try one that failed, or make it anew.")] = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Make the environments of the runtimes to compare with.
+
+    Each gets a folder of its own below the store, with pinned versions and
+    the same model in its own form. One that cannot be installed here is
+    remembered with the reason, which the tables then show.
+
+    Example:
+
+      latentwire bench peers --peer llama.cpp
+    """
+    from ..core.console import configure, run_cli
+
+    def body() -> int:
+        from .commands import set_up_peers
+
+        return set_up_peers(peer or [], llm, again)
+
+    configure(quiet=quiet or None, debug=debug or None)
+    run_cli(body)
+
+
+@app.command("counts")
+def counts_command(
+    bundle: Annotated[Path | None, typer.Option("--bundle", "-b", help="Default: the shipped checkpoint.")] = None,
+    renew: Annotated[
+        Path | None,
+        typer.Option(help="Write what was counted to this file: benchmarks/counts.json.", show_default=False),
+    ] = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Count calls, padding, bytes and graph nodes, and compare with the stored counts.
+
+    Counts do not depend on the machine. The tests compare them too; a change
+    that means to alter them renews the file in the same commit.
+
+    Exit status: 0 as stored, 5 something differs.
+
+    Example:
+
+      latentwire bench counts --renew benchmarks/counts.json
+    """
+    from ..core.console import configure, run_cli
+
+    def body() -> int:
+        from .commands import count
+
+        return count(bundle, renew, as_json)
+
+    configure(quiet=quiet or None, debug=debug or None)
+    run_cli(body)

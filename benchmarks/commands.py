@@ -1,0 +1,155 @@
+"""What ``latentwire bench`` does, once its options are read.
+
+In: an ``Asked``. Out: reports on stdout and in files. The benchmarks themselves know no command line.
+"""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+from ..core.console import message, print_json, print_table
+from ..core.errors import EXIT_MISMATCH, EXIT_OK, EnvironmentFault
+from ..core.files import atomic_write_json
+from ..core.processors import usable_processors
+from ..engines.bundle import read_bundle
+from . import counts, machine, peer_setup
+from .compress import compress
+from .inputs import load_inputs
+from .latency import latency
+from .launches import own_launches, peer_launches
+from .plan import Plan
+from .quality import quality
+from .report import Report, write
+from .roofline import roofline
+from .scaling import scaling
+from .throughput import throughput
+
+KINDS: Final[Mapping[str, Callable[[Plan], Report]]] = {
+    "throughput": throughput,
+    "latency": latency,
+    "compress": compress,
+    "scaling": scaling,
+    "quality": quality,
+}
+
+
+@dataclass(frozen=True)
+class Asked:
+    """Options as they were given; empty means the default.
+
+    Attributes:
+        bundles: folders; none: the shipped checkpoint on ``llm``, exported once.
+        peers: names; none: all; ``none``: no peer.
+        sizes: fields of ``Plan`` that were named.
+        out: folder for ``<machine>-<date>.*``; None: nothing is written.
+    """
+
+    bundles: Sequence[Path] = ()
+    llm: str = "smollm2-135m"
+    peers: Sequence[str] = ()
+    data: Path | None = None
+    threads: int | None = None
+    device: str = "cpu"
+    engine: str = "auto"
+    quick: bool = False
+    out: Path | None = None
+    as_json: bool = False
+    sizes: Mapping[str, Any] = field(default_factory=dict)
+
+
+def run(kinds: Sequence[str], asked: Asked) -> int:
+    """Run the named benchmarks one after the other and report.
+
+    Raises:
+        EnvironmentFault: 5020 our own runtime failed; a failed peer is a row of the table.
+        BundleError, InputError: before anything is started.
+    """
+    plan = planned(asked)
+    if warning := machine.busy(machine.load()):
+        message(warning)
+    reports = []
+    for kind in kinds:
+        message(f"bench {kind}")
+        report = KINDS[kind](plan)
+        refuse_own_failure(report, plan)
+        if kind == "throughput":
+            _add_roofline(report, plan)
+        report.show(asked.as_json)
+        reports.append(report)
+    if asked.out:
+        stem = asked.out / f"{machine.slug()}-{datetime.datetime.now(datetime.UTC):%Y-%m-%d}"
+        for path in write(reports, stem.with_name(stem.name + ("-quick" if plan.quick else ""))):
+            message(f"wrote {path}")
+    return EXIT_OK
+
+
+def planned(asked: Asked) -> Plan:
+    """The plan of a command line; bundles are checked, nothing is started."""
+    bundles = list(asked.bundles) or [_default_bundle(asked.llm)]
+    threads = asked.threads or usable_processors()
+    llm = read_bundle(bundles[0], verify="size").manifest.llm.name
+    names = [] if "none" in asked.peers else list(asked.peers or peer_setup.PEERS)
+    launches = [*own_launches(bundles, threads, asked.device, asked.engine), *peer_launches(names, llm, threads)]
+    plan = Plan(launches, load_inputs(asked.data))
+    plan = plan.hurried() if asked.quick else plan
+    return Plan(**{**{name: getattr(plan, name) for name in plan.__dataclass_fields__}, **asked.sizes})
+
+
+def set_up_peers(names: Sequence[str], llm: str, again: bool) -> int:
+    """Make the environments of peers; says for each whether it can take part. A peer that cannot is no error."""
+    rows = []
+    for name in names or list(peer_setup.PEERS):
+        reason = peer_setup.setup(name, llm, again)
+        rows.append([name, "ready" if reason is None else "cannot take part", reason or str(peer_setup.folder(name))])
+    print_table(["peer", "state", "where or why"], rows)
+    return EXIT_OK
+
+
+def count(bundle: Path | None, renew: Path | None, as_json: bool) -> int:
+    """Count, then compare with the stored counts or store them. Returns 0, or 5 where something differs."""
+    found = counts.measure(bundle or _default_bundle("smollm2-135m"))
+    if renew:
+        atomic_write_json(renew, found)
+        message(f"wrote {renew}")
+        return EXIT_OK
+    if as_json:
+        print_json(found)
+    changed = counts.differences(found, counts.stored())
+    for line in changed:
+        message(line)
+    return EXIT_MISMATCH if changed else EXIT_OK
+
+
+def _default_bundle(llm: str) -> Path:
+    from ..runtime.demo import ready_bundle
+
+    return ready_bundle(llm)
+
+
+def refuse_own_failure(report: Report, plan: Plan) -> None:
+    """A report without our own figures is a failure of the command, not a short table."""
+    failed = {**report.data.get("not_run", {})}
+    own = {name: why for name, why in failed.items() if name.startswith(plan.own.name)}
+    if own:
+        name, why = next(iter(own.items()))
+        raise EnvironmentFault(5020, "a benchmark of our own runtime failed", where=name, expected=why)
+
+
+def _add_roofline(report: Report, plan: Plan) -> None:
+    facts = report.facts["engines"][plan.own.name]
+    if facts["engine"] == "toy":  # it has no weight files
+        return
+    rows = [r for r in report.data["rows"] if r["contender"] == plan.own.name and r["prompt_tokens"]["real"]]
+    points = {r["workload"]: r["prompt_tokens"]["real"] for r in rows if r["workload"] != "W3"}
+    found = roofline(Path(plan.own.options["bundle"]), facts["shape"], points, plan.new_tokens)
+    report.data["roofline"] = found
+    told = ", ".join(
+        f"{name} at most {f['ceiling']['32']:,.0f}/min at batch 32 ({f['gflop_per_sample']:.1f} GFLOP a sample)"
+        for name, f in found["workloads"].items()
+    )
+    limits = f"{found['gflops']:.0f} GFLOP/s float32 and {found['gb_per_s']:.0f} GB/s measured with numpy"
+    report.remarks.append(f"Roofline: {limits}; {told}.")

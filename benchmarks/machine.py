@@ -1,0 +1,96 @@
+"""What a figure must say about where it was taken: machine, load, versions, commit, command.
+
+Out: plain dictionaries. Nothing is measured here but the load average.
+"""
+
+from __future__ import annotations
+
+import datetime
+import os
+import platform
+import subprocess
+import sys
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, Final
+
+from ..core.processors import usable_processors
+
+BUSY: Final = 0.25
+"""Load average a processor, above which the machine counts as busy before anything was started."""
+PACKAGES: Final = ("latentwire", "numpy", "onnxruntime", "tokenizers", "torch", "transformers")
+
+
+def machine() -> dict[str, Any]:
+    """CPU model, processors this process may use, memory, system."""
+    return {
+        "cpu": cpu_name(),
+        "processors": usable_processors(),
+        "memory_bytes": _memory(),
+        "system": f"{platform.system()} {platform.release()}",
+        "python": platform.python_version(),
+    }
+
+
+def cpu_name() -> str:
+    """As the system calls it."""
+    try:
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
+
+
+def slug() -> str:
+    """The machine's name for a file: ``amd-epyc-2cpu``."""
+    words = "".join(c if c.isalnum() else " " for c in cpu_name().lower()).split()
+    return "-".join([*words[:4], f"{usable_processors()}cpu"])
+
+
+def load() -> float | None:
+    """Load average of the last minute; None where the system has none."""
+    return os.getloadavg()[0] if hasattr(os, "getloadavg") else None
+
+
+def busy(average: float | None) -> str | None:
+    """A warning if others were using the machine, else None."""
+    if average is None or average <= BUSY * usable_processors():
+        return None
+    return f"load average {average:.1f} on {usable_processors()} processors: others use it; trust CPU time only"
+
+
+def run_facts(seed: int) -> dict[str, Any]:
+    """Commit, dirty flag, command, seed, date, versions, and the load now."""
+    return {
+        "commit": _git("rev-parse", "HEAD"),
+        "dirty": None if (said := _git("status", "--porcelain")) is None else bool(said),
+        "command": " ".join(["latentwire", *sys.argv[1:]]),
+        "seed": seed,
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "versions": {name: found for name in PACKAGES if (found := _version(name))},
+        "load_before": load(),
+    }
+
+
+def _version(name: str) -> str | None:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
+
+
+def _git(*words: str) -> str | None:
+    root = Path(__file__).resolve().parents[1]
+    if not (root / ".git").exists():
+        return None
+    done = subprocess.run(["git", *words], cwd=root, capture_output=True, text=True, check=False)
+    return done.stdout.strip() if done.returncode == 0 else None
+
+
+def _memory() -> int | None:
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (ValueError, OSError, AttributeError):
+        return None

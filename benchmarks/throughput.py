@@ -1,0 +1,156 @@
+"""Samples a minute of every workload and contender: which batch suits whom, then rounds that alternate.
+
+In: a plan. Out: a report with ratios to our own W1, and the greedy tokens of peers compared.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from ..core.console import track
+from .agreement import agreement
+from .plan import Plan
+from .report import Report, Table, closed, share, spreads, times, whole
+from .rounds import Timing, alternate, times_faster
+from .session import Contender, Session
+
+WORKLOADS = ("W1", "W1-text", "W1-same", "W3", "W2")
+
+
+def throughput(plan: Plan) -> Report:
+    """Measure it. Raises ChildFault never: what fails is a row."""
+    facts, remarks = plan.facts(), plan.remarks()
+    with Session(plan.launches, plan.latents, plan.codec) as session:
+        session.prepare(plan.inputs.take(plan.samples))
+        facts["engines"] = session.facts
+        everyone = session.contenders(WORKLOADS)
+        runs = len(everyone) * (2 * len(plan.batches) + plan.rounds + 1)
+        with track("throughput", runs, "runs") as bar:
+            sweep = try_batches(session, everyone, plan, bar.advance)
+            best = {who: max(tried, key=lambda b: rate(tried[b])) for who, tried in sweep.items() if tried}
+            steady = [who for who in everyone if who in best]
+            found = alternate(
+                session, steady, lambda who: (plan.samples, best[who]), plan.rounds, plan.new_tokens, bar.advance
+            )
+            stopping = [Contender(plan.own, w) for w in ("W1", "W1-text") if Contender(plan.own, w) in found]
+            natural = alternate(
+                session,
+                stopping,
+                lambda who: (plan.samples, best[who]),
+                max(1, plan.rounds // 2),
+                plan.new_tokens,
+                until_stop=True,
+            )
+        agreed = agreement(session, plan)
+        memory = peak_memory(session)
+    data = {
+        "rows": [row(who, timing, found, plan, session, memory) for who, timing in found.items()],
+        "stops_by_itself": [row(who, timing, natural, plan, session, memory) for who, timing in natural.items()],
+        "batches": {
+            who.name: {str(batch): timing.figures() for batch, timing in tried.items()} for who, tried in sweep.items()
+        },
+        "agreement": agreed,
+        "not_run": session.failed,
+    }
+    closed(facts, remarks)
+    remarks += ["Every sample has exactly the tokens named; ~ marks rounds that differ by more than 5 %."]
+    return Report("throughput", tables(data, plan), data, facts, remarks)
+
+
+def try_batches(
+    session: Session, everyone: list[Contender], plan: Plan, done: Any
+) -> dict[Contender, dict[int, Timing]]:
+    """One round at every batch size. A batch larger than the samples of a round is not tried."""
+    sizes = [b for b in plan.batches if b <= plan.samples] or [min(plan.batches)]
+    tried: dict[Contender, dict[int, Timing]] = {who: {} for who in everyone}
+    for batch in sizes:
+
+        def sizes_of(who: Contender, batch: int = batch) -> tuple[int, int]:
+            return max(batch, plan.samples // 2), batch
+
+        for who, timing in alternate(session, everyone, sizes_of, 1, plan.new_tokens, done).items():
+            tried[who][batch] = timing
+    return tried
+
+
+def rate(timing: Timing) -> float:
+    """Samples a minute, best round."""
+    return 60 * timing.count / min(timing.wall_s)
+
+
+def peak_memory(session: Session) -> dict[str, int]:
+    """Most memory each process held since it started, bytes."""
+    found = {launch.name: session.ask(launch, "stats") for launch in session.launches}
+    return {name: reply["peak_rss_bytes"] for name, reply in found.items() if reply}
+
+
+def row(
+    who: Contender,
+    timing: Timing,
+    found: Mapping[Contender, Timing],
+    plan: Plan,
+    session: Session,
+    memory: Mapping[str, int],
+) -> dict[str, Any]:
+    """All that is known about one contender."""
+    base = found.get(Contender(plan.own, "W1"))
+    facts = session.facts[who.launch.name]
+    return {
+        "contender": who.launch.name,
+        "workload": who.workload,
+        "engine": facts.get("engine", facts.get("how")),
+        "model": facts.get("model"),
+        "weights": facts["weights"],
+        "compute": facts["compute"],
+        **timing.figures(),
+        "w1_is_faster": times_faster(base, timing) if base and base is not timing else None,
+        "peak_rss_bytes": memory.get(who.launch.name),
+        "frame_bytes": _frame_bytes(session, who),
+        "open_s": facts["open_s"],
+    }
+
+
+def _frame_bytes(session: Session, who: Contender) -> float | None:
+    sizes = session.prepared.get(who.launch.name, {}).get("frame_bytes", [])
+    return sum(sizes) / len(sizes) if sizes and who.workload in ("W1", "W2", "W3") else None
+
+
+def tables(data: Mapping[str, Any], plan: Plan) -> list[Table]:
+    """Samples a minute with peers, the batch sizes tried, and whether tokens agree."""
+    columns = ["contender", "workload", "weights", "compute", "batch", "samples/min", "samples/CPU-min"]
+    columns += ["prompt real / padded", "peak MB", "W1 is faster, wall", "by CPU time"]
+    main = Table(f"{plan.samples} samples, {plan.new_tokens} new tokens, {plan.rounds} alternating rounds", columns)
+    main.rows += [_cells(r) for r in data["rows"]]
+    main.rows += [[*_cells(r)[:1], f"{r['workload']}, may stop", *_cells(r)[2:]] for r in data["stops_by_itself"]]
+    main.rows += [
+        [name, "not run", reason[:160], *[""] * (len(columns) - 3)] for name, reason in data["not_run"].items()
+    ]
+    batches = Table("samples a minute by batch size, one round each", ["contender", *map(str, plan.batches)])
+    for name, tried in data["batches"].items():
+        cells = [tried.get(str(b), {}).get("samples_per_min", {}).get("median") for b in plan.batches]
+        batches.rows.append([name, *map(whole, cells)])
+    same = Table(
+        "greedy tokens of the same prompts, up to the first end token, against the yardstick",
+        ["contender", "prompts", "same", "yardstick"],
+    )
+    same.rows += [[name, a["prompts"], a["same"], a["yardstick"]] for name, a in data["agreement"].items()]
+    return [main, batches, same]
+
+
+def _cells(found: Mapping[str, Any]) -> list[Any]:
+    tokens, faster = found["prompt_tokens"], found["w1_is_faster"] or {}
+    memory = found["peak_rss_bytes"]
+    return [
+        found["contender"],
+        found["workload"],
+        found["weights"],
+        found["compute"],
+        found["batch"],
+        spreads(found["samples_per_min"]),
+        whole(found["samples_per_cpu_min"]["median"]),
+        f"{whole(tokens['real'])} / {whole(tokens['padded'])} ({share(tokens['padded_share'])})",
+        whole(None if memory is None else memory / 1e6),
+        times(faster.get("wall_s")),
+        times(faster.get("cpu_s")),
+    ]
