@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from ..choices import CodecName, OnPoison, RunnerName, TooLong, VerifyName
+from ..choices import CodecName, Fallback, OnPoison, RunnerName, Protect, TooLong, VerifyName
 from ..flags import Batch, BundleOption, Debug, Device, EngineOption, Json, Quiet, Threads, run_body
 from .export_forms import ExportForm
 from .records import BadFile, DuplicateId
@@ -40,9 +40,27 @@ def run_command(
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the frames: new, or of the same job.")],
     bundle: BundleOption,
     codec: Annotated[
-        CodecName, typer.Option(help="i8: small. f16: exact. fsq: tiny, if trained. text: as it is.")
+        CodecName,
+        typer.Option(help="i8: small. f16: exact. fsq: tiny, if trained. hybrid: names and numbers as they are. text."),
     ] = "i8",
     latents: Annotated[int | None, typer.Option(min=1, help="Latents a text. Default: as the bundle says.")] = None,
+    ratio: Annotated[
+        float | None, typer.Option(help="Frames at least this many times smaller than their text, or the row fails.")
+    ] = None,
+    max_bytes: Annotated[
+        int | None, typer.Option(min=1, help="Frames of a text take no more bytes than this, or the row fails.")
+    ] = None,
+    protect: Annotated[
+        Protect,
+        typer.Option(help="Codec hybrid: names and numbers by rule, what stands in <keep>...</keep> marks, or both."),
+    ] = "both",
+    fallback: Annotated[
+        Fallback,
+        typer.Option(help="Send the text itself where it is smaller (size), or latents do not survive (check)."),
+    ] = "off",
+    min_fidelity: Annotated[
+        float, typer.Option(min=0, max=1, help="For check: mean cosine of latents before and after their codec.")
+    ] = 0.9,
     on_too_long: Annotated[
         TooLong,
         typer.Option(help="Text over the encoder's window: refuse the row, cut it, or send several frames."),
@@ -95,9 +113,9 @@ def run_command(
     Reads JSONL (plain, .gz, .zst) with {"custom_id": "a7", "text":
     "..."}, Parquet with the same columns, plain text files, datasets that
     Hugging Face saved on disk, and folders of these; local, or anything
-    that fsspec reaches. Writes Parquet tables of frames, one row per input row in input
-    order; a row that cannot be compressed stays in place with its error,
-    and a copy of it goes to OUT/errors.
+    that fsspec reaches. Writes Parquet tables of frames, one row per input
+    row in input order; a row that cannot be compressed stays in place with
+    its error, and a copy of it goes to OUT/errors.
 
     A job that was stopped or killed goes on with the same command, and
     gives the same bytes. OUT/manifest.json is written last: a folder
@@ -114,6 +132,8 @@ def run_command(
 
       latentwire compress a.parquet notes/ -o out/ --codec f16 --on-too-long chunk
 
+      latentwire compress docs.jsonl -o out/ --codec hybrid --ratio 4 --fallback size
+
       latentwire jobs run job.toml --max-error-rate 0.01
 
       latentwire jobs run docs/ -o out/ --device cuda:0,cuda:1
@@ -129,7 +149,9 @@ def run_command(
         from .records import Fields, split_names
         from .run import RunOptions
 
-        options = CompressOptions(codec, latents, on_too_long, batch_size)
+        options = CompressOptions(
+            codec, latents, on_too_long, batch_size, ratio, max_bytes, protect, fallback, min_fidelity
+        )
         how = RunOptions(overwrite, not no_fsync, verify, Budget(max_errors, max_error_rate))
         keep = split_names(keep_columns or [])
         fields = Fields(id_field, text_field, keep, on_duplicate_id, dedupe, on_bad_file)
