@@ -49,6 +49,10 @@ def stops(code: int, exit_code: int, body: Callable[[], object]) -> LatentWireEr
 class Stopping(StubEncoder):
     """Is interrupted at the start of its third shard."""
 
+    def __init__(self, rows: int = 0) -> None:
+        super().__init__()
+        self.rows = rows
+
     def compress_rows(self, texts: Any, options: Any, names: Any) -> Any:
         if self.rows >= 8:
             raise KeyboardInterrupt
@@ -94,6 +98,20 @@ def test_what_was_damaged_is_made_again(name: str, tmp_path: Path, golden: dict[
     assert again.rows == 13
     run_stub(stub_job(name), out, again, RunOptions(verify="full"))
     assert again.rows == 18
+    assert contents(out) == golden
+
+
+def test_what_belongs_to_no_commit_is_removed(name: str, tmp_path: Path, golden: dict[str, str]) -> None:
+    out = tmp_path / "out"
+    with pytest.raises(KeyboardInterrupt):
+        run_stub(stub_job(name), out, Stopping())
+    (out / "_tmp" / "dead").mkdir()
+    for orphan in ("data/part-00009.parquet", "errors/part-00001.jsonl", "commits/00009.json", "_tmp/dead/x"):
+        (out / orphan).write_bytes(b"{}")
+    with pytest.raises(KeyboardInterrupt):
+        run_stub(stub_job(name), out, Stopping(rows=8))
+    assert list((out / "_tmp").iterdir()) == []
+    run_stub(stub_job(name), out)
     assert contents(out) == golden
 
 
