@@ -6,7 +6,8 @@ A prompt is a row of positions. Each position is either a token of the LLM or a 
 
     BOS  Z_0 .. Z_{M-1}  task_0 .. task_{K-1}  "\\nQuestion: ..." "\\nAnswer:"
 
-Learned rows of the LLM (prefix tuning) stand between BOS and the latents.
+Learned rows of the LLM (prefix tuning) stand between BOS and the latents. Strings of the context that came
+verbatim beside its latents stand in a line of their own in front of the question.
 """
 
 from __future__ import annotations
@@ -22,6 +23,9 @@ Encode = Callable[[str], list[int]]
 
 QUESTION_TEMPLATE = "\nQuestion: {question}\nAnswer:"
 """Text that follows the context. An answer begins with a space, as the tokenizers in use expect."""
+
+VERBATIM_TEMPLATE = "\nNames and numbers: {strings}"
+"""Strings that came as they are beside the latents, in the order of their text; ``; `` stands between them."""
 
 Segment = Sequence[int] | range
 """Token ids, or the ``range`` of adapter rows that stands here."""
@@ -60,6 +64,11 @@ def join(segments: Sequence[Segment]) -> Prompt:
 def question_ids(encode: Encode, question: str) -> list[int]:
     """Token ids of the question and the anchor ``Answer:``."""
     return encode(QUESTION_TEMPLATE.format(question=question))
+
+
+def verbatim_ids(encode: Encode, strings: Sequence[str]) -> list[int]:
+    """Token ids of the line that names strings of the context; none where there are none."""
+    return encode(VERBATIM_TEMPLATE.format(strings="; ".join(strings))) if strings else []
 
 
 def latent_prompt(

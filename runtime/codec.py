@@ -27,7 +27,7 @@ _SMALLEST_SCALE: Final = float(np.finfo(np.float32).tiny)
 
 
 class Codec(IntEnum):
-    """Codec byte of the header. HYBRID and LM are assigned but not readable yet."""
+    """Codec byte of the header. LM is reserved: no payload is defined."""
 
     F16 = 1
     I8 = 2
@@ -42,10 +42,11 @@ PROFILES: Final[dict[int, tuple[int, ...]]] = {
     Codec.I8: (0,),
     Codec.FSQ: tuple(fsq.PROFILES),
     Codec.TEXT: (0, 1),
+    Codec.HYBRID: (0,),
 }
 """Profiles that this reader knows, by codec."""
 
-BY_NAME: Final = {"f16": Codec.F16, "i8": Codec.I8, "fsq": Codec.FSQ, "text": Codec.TEXT}
+BY_NAME: Final = {"f16": Codec.F16, "i8": Codec.I8, "fsq": Codec.FSQ, "hybrid": Codec.HYBRID, "text": Codec.TEXT}
 """Codecs that this writer offers."""
 
 
@@ -77,7 +78,7 @@ def check_known(codec: int, profile: int) -> Codec:
 
 
 def payload_size(codec: int, profile: int, m: int, d_z: int) -> int | None:
-    """Bytes that ``m`` latents take; None for text, whose length is its own."""
+    """Bytes that ``m`` latents take; None for text and hybrid, whose length is their own."""
     match codec:
         case Codec.F16:
             return 2 * m * d_z
@@ -103,7 +104,7 @@ def latents_in(codec: int, profile: int, d_z: int, size: int) -> int:
 
 
 def check_payload(codec: int, profile: int, m: int, d_z: int, payload: bytes) -> None:
-    """Refuse a payload that its writer could not have made.
+    """Refuse a payload that its writer could not have made. For hybrid see ``hybrid.parse``.
 
     Raises:
         FrameError: 1105 length, 1106 decoded text over the limit, 1108 not canonical.

@@ -35,7 +35,7 @@ class Request:
 
     Attributes:
         latents: f32 [m,d_z]; no rows where the context is text.
-        tokens: the context as LLM tokens; empty where it is latents.
+        tokens: the context as LLM tokens; beside latents only what came verbatim with them.
         question: LLM tokens of the question and the anchor after it.
     """
 
@@ -214,7 +214,8 @@ class Generator:
     def _prompt(self, request: Request, capacity: int) -> Prompt:
         bos, k, question = self._llm.bos, self._task_tokens, request.question
         if len(request.latents):
-            return latent_prompt(bos, len(request.latents), capacity, k, question, self._front)
+            rest = (*request.tokens, *question)
+            return latent_prompt(bos, len(request.latents), capacity, k, rest, self._front)
         return text_prompt(bos, request.tokens, capacity, k, question)
 
     def _alloc(self, batch: int, positions: int) -> Buffers:

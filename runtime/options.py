@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from typing import Final, get_args
 
 from ..core.errors import InputError
-from .choices import CodecName, TooLong
-from .codec import MAX_LATENTS
+from .choices import CodecName, Fallback, Protect, TooLong
+from .codec import MAX_LATENTS, MAX_PAYLOAD
 
 MAX_TEXT_BYTES: Final = 16 << 20
 """UTF-8 bytes of one text; longer ones are refused before they are tokenised."""
@@ -34,19 +34,39 @@ class CompressOptions:
 
     Attributes:
         codec: ``f16`` keeps every latent to 11 bits, ``i8`` halves the bytes, ``fsq`` sends 4 or 8 bytes a
-            latent where the bundle's encoder was trained for it, ``text`` sends the text itself.
+            latent where the bundle's encoder was trained for it, ``hybrid`` sends names, numbers and marked strings
+            as they are beside the latents (fsq, or i8 where there is no quantiser), ``text`` the text itself.
         latents: M, latents of a text or chunk; None: the bundle's own number. A shorter text gets fewer.
         on_too_long: what to do with a text over the encoder's window: refuse it, cut it, or send several frames.
         batch_size: texts or chunks that the encoder reads at once.
+        ratio: UTF-8 bytes of a text divided by bytes of its frames must reach this; a text gets as many latents,
+            up to M, as that allows, and an error where not even one fits.
+        max_bytes: the same with bytes of a text's frames, which must not exceed this.
+        protect: what travels verbatim in codec hybrid, see ``spans``.
+        fallback: when a text is sent as text instead: never; when that takes fewer bytes or is all that fits
+            (``size``); also when the latents do not survive their codec (``check``).
+        min_fidelity: for ``check``: mean cosine between the encoder's latents and what the receiver will decode.
     """
 
     codec: CodecName = "i8"
     latents: int | None = None
     on_too_long: TooLong = "error"
     batch_size: int = 16
+    ratio: float | None = None
+    max_bytes: int | None = None
+    protect: Protect = "both"
+    fallback: Fallback = "off"
+    min_fidelity: float = 0.9
 
     def __post_init__(self) -> None:
         _one_of("codec", self.codec, get_args(CodecName))
+        _one_of("protect", self.protect, get_args(Protect))
+        _one_of("fallback", self.fallback, get_args(Fallback))
+        _within("min_fidelity", self.min_fidelity, 0, 1)
+        if self.ratio is not None:
+            _within("ratio", self.ratio, 0.01, 10_000)
+        if self.max_bytes is not None:
+            _within("max_bytes", self.max_bytes, 1, MAX_PAYLOAD)
         _one_of("on_too_long", self.on_too_long, get_args(TooLong))
         _within("batch_size", self.batch_size, 1, 4096)
         if self.latents is not None:
@@ -83,7 +103,7 @@ def _one_of(name: str, value: object, known: tuple[str, ...]) -> None:
         raise InputError(2111, "unknown option value", where=f"option {name}", expected=expected)
 
 
-def _within(name: str, value: int, low: int, high: int) -> None:
+def _within(name: str, value: float, low: float, high: float) -> None:
     if not low <= value <= high:
         expected = f"expected {low}..{high}, got {value}"
         raise InputError(2111, "option value out of range", where=f"option {name}", expected=expected)

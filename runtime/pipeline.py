@@ -17,7 +17,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Final, Self, TypeVar
 
 from ..core.errors import InputError, LatentError, LatentWireError
-from ..core.prompt import question_ids
+from ..core.prompt import question_ids, verbatim_ids
 from ..engines.base import F32, PARTS, Engine
 from ..engines.opening import open_engine
 from . import message, wire
@@ -34,7 +34,7 @@ from .tokenizer import TextTokenizer
 if TYPE_CHECKING:
     from ..engines.bundle import Verify
 
-COMPRESS_PARTS: Final = ("encoder", "quantise")
+COMPRESS_PARTS: Final = ("encoder", "quantise", "dequantise")
 GENERATE_PARTS: Final = ("adapter", "splice", "decoder", "dequantise", "prefix", "cross")
 
 _COMPRESS: Final = CompressOptions()
@@ -195,7 +195,8 @@ class Pipeline:
         if isinstance(context, Message):
             self._check_encoder(context)
         if isinstance(context, Message) and not context.is_text:
-            request = Request(self._latents(context), (), question)
+            beside = tuple(verbatim_ids(self.tokenizer.encode, context.spans))
+            request = Request(self._latents(context), beside, question)
         else:
             text = context.text() if isinstance(context, Message) else clean(context, where)
             request = Request(no_latents(), tuple(self.tokenizer.encode(text)), question)

@@ -39,6 +39,10 @@ class TextTokenizer:
         """Token ids of many texts, on several threads."""
         return [found.ids for found in self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)]
 
+    def starts(self, text: str) -> list[int]:
+        """Character of the text at which each of its tokens begins."""
+        return [start for start, _ in self._tokenizer.encode(text, add_special_tokens=False).offsets]
+
     def decode(self, ids: Sequence[int]) -> str:
         """Text of token ids; special tokens leave nothing, half a character leaves U+FFFD."""
         text: str = self._tokenizer.decode(list(ids), skip_special_tokens=True)

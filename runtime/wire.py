@@ -19,7 +19,7 @@ import google_crc32c
 
 from ..core.errors import FrameError, ModelError
 from . import codec as codecs
-from . import tlv
+from . import hybrid, tlv
 from .codec import Codec
 
 MAGIC: Final = b"\x89LW"
@@ -106,6 +106,17 @@ def payload_checksum(payload: bytes) -> int:
     return int(google_crc32c.value(payload))
 
 
+def latents_in(codec: int, profile: int, d_z: int, payload: bytes) -> int:
+    """M of a payload without its header: every codec but text tells it by its length.
+
+    Raises:
+        FrameError: 1105; for hybrid 1105-1108.
+    """
+    if codec == Codec.HYBRID:
+        return hybrid.latents_in(payload, d_z)
+    return codecs.latents_in(codec, profile, d_z, len(payload))
+
+
 def unpack(data: bytes, *, model_id: bytes | None = None) -> Frame:
     """Exactly one frame.
 
@@ -181,7 +192,10 @@ def validate(frame: Frame) -> None:
     _check_limits(frame.m, frame.d_z, len(frame.payload))
     _check_fields(frame)
     _check_fingerprint(frame)
-    codecs.check_payload(frame.codec, frame.profile, frame.m, frame.d_z, frame.payload)
+    if frame.codec == Codec.HYBRID:
+        hybrid.parse(frame.payload, frame.m, frame.d_z)
+    else:
+        codecs.check_payload(frame.codec, frame.profile, frame.m, frame.d_z, frame.payload)
 
 
 def _read_header(data: bytes) -> _Header:

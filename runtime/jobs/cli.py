@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from ..choices import CodecName, Fallback, OnPoison, RunnerName, Protect, TooLong, VerifyName
+from ..choices import CodecName, Fallback, OnPoison, Protect, RunnerName, TooLong, VerifyName
 from ..flags import Batch, BundleOption, Debug, Device, EngineOption, Json, Quiet, Threads, run_body
 from .export_forms import ExportForm
 from .records import BadFile, DuplicateId

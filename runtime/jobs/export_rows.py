@@ -138,12 +138,12 @@ def latents_of(message: Message, where: str) -> npt.NDArray[Any]:
     codec = message.frames[0].codec
     if codec == Codec.TEXT:
         return np.empty((0, 0), np.uint8)
-    if message.is_codes:
-        return message.codes()
-    if codec not in (Codec.F16, Codec.I8):
+    if codec == Codec.HYBRID:
         expected = f"got codec {codec_name(codec)}"
         fix = "export to frames or jsonl"
         raise InputError(2111, "row holds more than latents", where=where, expected=expected, fix=fix)
+    if message.is_codes:
+        return message.codes()
     return message.z().astype(np.float16 if codec == Codec.F16 else np.float32)
 
 

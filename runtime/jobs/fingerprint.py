@@ -18,7 +18,7 @@ from .table import FORMAT, VERSION, TableInfo
 from .task import GROUP
 
 _NOT_COMPARED: Final = {"fingerprint", "fsync"}
-_GENERATE_ONLY: Final = ("adapter", "decoder", "splice", "dequantise", "prefix", "cross", "tokenizer.json")
+_GENERATE_ONLY: Final = ("adapter", "decoder", "splice", "prefix", "cross", "tokenizer.json")
 """Starts of the names of files that only answer: a bundle with another decoder makes the same frames."""
 SHOWN: Final = 8
 

@@ -272,7 +272,7 @@ def _message(row: dict[str, Any], info: TableInfo) -> Message:
     text = codec == Codec.TEXT
     frames = []
     for part, marks in zip(parts, chunk_marks(count), strict=True):
-        m = 0 if text else codecs.latents_in(codec, row["profile"], info.d_z, len(part))
+        m = 0 if text else wire.latents_in(codec, row["profile"], info.d_z, part)
         ids = (0, wire.NO_MODEL) if text else (info.d_z, info.model_id)
         frame = Frame(codec, part, m, *ids, row["profile"], row["flags"], marks)
         wire.validate(frame)

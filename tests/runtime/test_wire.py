@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from latentwire.core.errors import FrameError, ModelError
-from latentwire.runtime import codec, fsq, tlv, wire
+from latentwire.runtime import codec, fsq, hybrid, tlv, wire
 from latentwire.runtime.codec import Codec
 from latentwire.runtime.wire import Frame
 
@@ -95,8 +95,11 @@ def test_golden_bytes_are_read_and_written_again(name: str) -> None:
 def test_goldens_cover_every_codec_profile_and_extension() -> None:
     frames = [wire.unpack(data) for data in GOLDEN.values()]
     known = {(c, p) for c, profiles in codec.PROFILES.items() for p in profiles}
-    assert {(f.codec, f.profile) for f in frames} >= known - {(Codec.TEXT, 1)}  # zstd output is not canonical
-    assert {t.type for f in frames for t in f.extensions} == set(tlv.NAMES)
+    assert {(f.codec, f.profile) for f in frames} == known
+    assert {t.type for f in frames for t in f.extensions} > set(tlv.NAMES)  # and one that nobody knows
+    assert {f.minor for f in frames} == {0, 1}
+    inner = [hybrid.parse(f.payload, f.m, f.d_z) for f in frames if f.codec == Codec.HYBRID]
+    assert {(h.codec, h.profile) for h in inner} == {(c, p) for c in hybrid.INNER for p in codec.PROFILES[c]}
 
 
 @pytest.mark.parametrize("name", GOLDEN)

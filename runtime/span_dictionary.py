@@ -1,0 +1,41 @@
+"""The zstd dictionary of span coding 1: names and numbers of English prose. Part of the frame format, never changed.
+
+Another dictionary would be another span coding; ``docs/frame.md`` gives its SHA-256.
+"""
+
+from __future__ import annotations
+
+import base64
+from typing import Final
+
+SPAN_DICTIONARY: Final = base64.b64decode(
+    "N6Qw7ISACjQ5ELjSNgf8/1dVVVX1AuB0JFKgJVKOJmml1VzyuYT+qv6wbbpo7ePtzczW99rw8XGXfhSoBSr1f5gBM0Aw0JAh0nA0"
+    "rHsAAKQgCA/RDM2pdJlkS2KQMsYYYowBACIAAAAAAgAAAAAAxMiFosMjY1KJPByNRENJHIZRHLWuBgAAAAEAAAAEAAAACAAAAEVt"
+    "ZXJnaW5nIENpdGl6ZW4gVGVjaG5vbG9neSBPZmZpY2UgKEVDVE9UaGUgRmVkZW1lcmljYW5QcmVzaWRlbnTigJlzIE1hbmFnZW1l"
+    "bnQgQWdlbmRhRmVkZXJhbCBJVEFkTGlicmFyeSBvZiBDb25ncmVzcyBMYWJzR3JlZWtzV2FzaGluZ3Rvbkdlb3JnZSBXYXNlbnQg"
+    "THluZG9uIEpvaG5zb25QeXRob25DUHl0aG9uVGh1cnNkYXlEaWdpdGFsLmdvdiBBUElzSmF2YVNjcmlwdFB5dGhvblBFUFB5dGhv"
+    "biBTdGVlcmluZyBDb21taXR0ZWVQZSBvZiBQZXJzb25uZWwgTWFuYWdlbWVudEVudmlyb25tZW50YWwgUHJvdGVjdGlvbiAgRmVk"
+    "ZXJhbCBNb2JpbGUgQXBwcyBEaXJlY3RvcnlVU0EuZ292IEFwcHMgR2FsbGVyeWV1cm9sb2dpY2FsIERpc29yZGVyc1N0cm9rZSAo"
+    "TklORFNUaGUgTklORFNOYXRpb25haXR5IE9mZmljZXJBV1NUaGUgRGlnaXRhbCBDb21tdW5pY2F0aW9ucyBEaXZpc2lvbiBGZWRl"
+    "cmFsIFNvdXJjZSBDb2RlIFBvbGljeTIwRmVkZXJhbCBBY3F1aXNpdGlvbiBTZTMwc0R1c3QgQm93bENhbGlmb3JuaWFVLlNXZWIg"
+    "RGVzaWduIFN5c3RlbVVTV0RTMi4xc3RpdHV0ZXMgb2YgSGVhbHRo4oCZcyBQcmVjaXNpb24gTWVkaWNpbmUgSW5pdGlhdGkxOTk1"
+    "R3JlYXQgRGVwcmVzc2lvbldvcmxkIFdhciBJSVRoZSBVbml0ZWQgTmF0aW9uc0Jyb3duQm9hcmQgb2YgRWR1Y2F0aW9uQ2l2aWwg"
+    "UmlnaHRzIEFjdDEwME5ldyBZb3JrZW50IG9mIEp1c3RpY2XigJlzIE9mZmljZSBvZiBJbmZvcm1hdGlvbiBQb2xpY3lOYXRhc3Qg"
+    "SW5kaWEgQ29tcGFueUdyZWF0IEJyaXRhaW5HaXRIdWIgV2lraUludGVybmV0IHRlV29ybGQgV2FyUHJlc2lkZW50IFRydW1hbuKA"
+    "mXMgU2VjcmV0YXJ5IG9mIFN0YXRlaHVzZXR0c01hbnkgQW1lcmljYW5zRGVjbGFyYXRpb24gb2YgSW5kZXBlbmRlbmNlQ2hvcnRo"
+    "IEFtZXJpY2FBcnRpY2xlcyBvZiBDb25mZWRlcmF0aW9uTWFzc2FjaHVzZXR0c2UgVS5TUHJlc2lkZW50aWFsIElubm92YXRpb24g"
+    "RmVsbG93IChQSUZVLlNEZXBhcnRtY2lhbCBTZWN1cml0eU1lZGljYXJlVGhlIFdvcmxkIEhlYWx0aCBPcmdhbml6YXRpb25lcmlj"
+    "YW5zRXVyb3BlYW5BbWVyaWNhblVuaXRlZCBTdGF0ZXNVbml0ZWQgS2luZ2RvbSBPcGVuIE9wcG9ydHVuaXRpZXNDQ1NXaGl0ZSBI"
+    "b3VzZeKAmXNDaGFsbGVuZ2UuZ292ZVRoZSBVLlNJbnRlcm5hdGlvbmFsIERldmVsb3BtZW50IChVU0FJREJ1cmVhdSBvZiBjZW1i"
+    "ZXJHb3Zlcm5tZW50TmF0aXZlIEFtZXJpY2Fuc1RoZSBUeXBpbmcgQ291bmNpbGhBdGxhbnRpY0VubGlnaHRlbm1lbnRUaGUgQW1l"
+    "cmljYW4gUmV2b2x1dGlvblVuaXRlIFByZXNpZGVudCBPYmFtYURpZ2l0YWxHb3YgVW5pdmVyc2l0eUFQSSBTdGFuZGFyZHMzMFN1"
+    "bW1hcnkgOiBGYXRJbiBQeXRob24zLjE0UHl0aG9uVGhpcyBQRVBQeXRob25DYXlJbiBTZXB0ZW1iZXJIb3VzZSBvZiBSZXByZXNl"
+    "bnRhdGl2ZXNSZXB1YmxpY2FuLWRvUmVwdWJsaWNhbkRlbW9jcmF0aWM3MTMtcG9pbnRNaWRkbGUgRWFzdE5vcnRoIEFmcmlDb25n"
+    "cmVzc0NvbnN0aXR1dGlvbmFsIENvbnZlbnRpb25BcnRpY2xlRmVkZXJhbGlzdGh5dGhtaWFzIERpYWdub3NlZFUuU1N1cHJlbWUg"
+    "Q291cnREYXRhLmdvduKAmXNEYXRhMERpZ2l0YWwgQW5hbHl0aWNzIFByb2dyYW1VLlNEaWdpdGFsIFNlcnZpY2UgKFVTRFNpZWYg"
+    "Q3VzdG9tZXIgRXhwZXJpZW5jZSBPZmZpY2VyRmVkZXJhbCBTdHVkZW50IEFpZCBBY2Nlc3NpYmlsaXR5IENvbW11bml0eSBvZiBQ"
+    "cmFjdGljZUlUNTA4LWNvbXBsaWFueFRlY2hub2xvZ3kgVHJhbnNmb3JtYXRpb24gU2VydmljZXMgKFRUU1UuU0dlbmVyYWx1bml0"
+    "aWVzIFByb2dyYW0xOEZEZXBhcnRtZW50IG9mIEhlYWx0aEh1bWFuIFNlcnZpY3NBbWVyaWNhbnNXaGl0ZUNocmlzdGlhbml0eUFm"
+    "cmljYW4gQW1lcmljYW5BZnJpY2FuVGg="
+)
+"""2,048 bytes as zstd's trainer makes them."""
