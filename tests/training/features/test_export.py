@@ -248,3 +248,17 @@ def test_a_reference_needs_the_model_it_changes(tiny_llm: Path) -> None:
 
 def test_bundles_open_again(bundle: Bundle) -> None:
     assert read_bundle(bundle.path).manifest.features == bundle.manifest.features
+
+
+@pytest.mark.slow
+def test_smollm2_answers_from_a_bundle_as_from_torch(
+    smollm2: Path, tiny_config: Make, story_file: Path, tmp_path: Path
+) -> None:
+    """A real model with changes in every matrix of its first eight layers."""
+    changes = {**BOTH, "lora": LoraOptions(layers=8), "encoder_llm": smollm2.name, "llms": (smollm2.name,)}
+    checkpoint = published(tiny_config(**changes, d_z=64, lookup_top=16), tmp_path / "c", 0.02)
+    bundle = export_bundle(Request(str(checkpoint), smollm2.name, tmp_path / "bundle"))
+    expected = torch_answers(checkpoint, story_file, "latents")
+    print(expected)
+    assert bundle_answers(bundle, story_file) == expected
+    assert expected != torch_answers(checkpoint, story_file, "latents", features=False)
