@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..core.errors import InputError
+from ..core.errors import ModelError
 from ..engines.tensors import GraphSpec
 from .checkpoint import Adapter, Checkpoint
 from .cross import KIND, CrossWeights, cross_weights
@@ -44,14 +44,15 @@ def check_cross(features: Iterable[str], target: Target) -> None:
     """Refuse targets whose engines give a decoder nothing but the prompt and its cache.
 
     Raises:
-        InputError: 2111.
+        ModelError: 3225.
     """
     if KIND in features and target.compiled:
-        raise InputError(
-            2111,
+        raise ModelError(
+            3225,
             f"feature {KIND} does not go with this target: its layers read no latents",
             where=f"--target {target.kind}",
             expected="expected --target onnx",
+            fix="choose another target, or train without it",
         )
 
 

@@ -32,6 +32,7 @@ from .weights import EMBEDDING
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+    from ..training.features.base import Feature
     from ..training.llm import LMWrapper
     from ..training.model import LatentModel
 
@@ -136,6 +137,7 @@ def trace_and_compare(model: LatentModel, folder: Path) -> None:
                 {kind: folder / feature_file(kind, llm.name) for kind in features},
             )
             _compare_prefix(model, llm, folder, z)
+            _compare_cross(features, folder, llm.name, z)
 
 
 def _compare_quantiser(model: LatentModel, folder: Path, z: Tensor) -> None:
@@ -184,6 +186,18 @@ def _compare_prefix(model: LatentModel, llm: LMWrapper, folder: Path, z: Tensor)
         # A new feature gives zeros, which have no relative difference.
         error = _apart(have, want.numpy()) if want.any() else float(np.abs(have).max())
         _judge(f"{graph.name} {name}", "relative difference", error, TOLERANCE)
+
+
+def _compare_cross(features: Mapping[str, Feature], folder: Path, llm: str, z: Tensor) -> None:
+    """What a bundle's graphs will compute for layers that read latents, if there are any; BundleError 4010."""
+    from ..training.checkpoint import feature_file
+    from ..training.features.latent_adapters import LatentAdapters
+    from .compare_cross import crossed
+
+    for feature in features.values():
+        if isinstance(feature, LatentAdapters):
+            for name, (have, want) in crossed(feature, folder / feature_file(feature.kind, llm), z).items():
+                _judge(f"{feature.kind} {name}", "relative difference", _apart(have, want), TOLERANCE)
 
 
 def _run(graph: Path, feeds: Mapping[str, npt.NDArray[Any]]) -> npt.NDArray[Any]:
