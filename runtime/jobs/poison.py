@@ -110,8 +110,7 @@ class Suspect:
         elif self._searched_all:
             self.given_up = "it dies as a whole, but none of its rows does alone"
         else:
-            same = len(set(self._deaths)) == 1 and self._deaths[0] < self._rows
-            first = self._deaths[0] if same else 0
+            first, same = self._deaths[0], len(set(self._deaths)) == 1
             self._search(range(first, min(first + self._group, self._rows)) if same else range(self._rows))
 
     def _search(self, rows: range) -> None:

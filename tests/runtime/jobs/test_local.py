@@ -331,3 +331,17 @@ def test_a_lazy_list_of_shards_is_not_read_ahead(backends: Make, tmp_path: Path)
 
     run(texts(tmp_path), tmp_path / "out", Lazy(), shard_rows=3)
     assert len(seen) == 14
+
+
+def test_the_command_line_says_how_many(toy_bundle: Path, tmp_path: Path) -> None:
+    from typer.testing import CliRunner
+
+    from latentwire.runtime.jobs.cli import app
+
+    name = texts(tmp_path)
+    words = ["run", name, "-b", str(toy_bundle), "--shard-rows", "9", "-q", "--codec", "text"]
+    for out, more in (("none", ["--workers", "0"]), ("two", ["--workers", "2", "--on-poison", "fail"])):
+        assert CliRunner().invoke(app, [*words, "-o", str(tmp_path / out), *more]).exit_code == 0
+    assert contents(tmp_path / "none") == contents(tmp_path / "two")
+    wrong = CliRunner().invoke(app, [*words, "-o", str(tmp_path / "x"), "--address", "auto"])
+    assert (wrong.exit_code, "LW-2111" in wrong.output) == (5, True)

@@ -24,8 +24,8 @@ def kills(work: Work, killers: set[int], rows: int = ROWS, group: int = GROUP) -
     return None
 
 
-def settle(suspect: Suspect, killers: set[int]) -> tuple[int, int]:
-    """(deaths, pieces of work) until the whole shard lives or is given up."""
+def settle(suspect: Suspect, killers: set[int], told: int | None = None) -> tuple[int, int]:
+    """(deaths, pieces of work) until the whole shard lives or is given up; ``told``: the rows said to be finished."""
     deaths = pieces = 0
     while not suspect.given_up:
         work = suspect.next()
@@ -33,7 +33,7 @@ def settle(suspect: Suspect, killers: set[int]) -> tuple[int, int]:
         done = kills(work, killers)
         if done is not None:
             deaths += 1
-            suspect.died(work, done, "boom")
+            suspect.died(work, done if told is None else told, "boom")
         elif work.rows is None:
             break
         else:
@@ -73,6 +73,24 @@ def test_stray_kills_blame_nobody() -> None:
                 suspect.survived(work)
         assert not suspect.poison
         assert not suspect.given_up
+
+
+def test_found_though_the_count_of_finished_rows_is_old() -> None:
+    suspect = Suspect(0, ROWS, GROUP)
+    settle(suspect, {400}, told=0)
+    assert suspect.poison == {400}
+
+
+def test_a_single_row_must_die_again_and_again() -> None:
+    suspect = Suspect(0, 1, GROUP)
+    for _ in range(TRIES):
+        suspect.died(suspect.next(), 0, "x")
+    for _ in range(TRIES - 1):
+        assert suspect.next() == Work(0, range(1))
+        suspect.died(suspect.next(), 0, "x")
+    suspect.survived(suspect.next())
+    assert suspect.next() == Work(0)
+    assert not suspect.poison
 
 
 def test_5003_where_no_row_is_to_blame() -> None:
@@ -148,6 +166,7 @@ def test_every_shard_is_done_once_whatever_dies(workers: int) -> None:
             event = board.died(work, done, "x") if done is not None else board.finished(work, {"p": work.poison})
             events += [event] if event else []
         assert board.idle
+        assert not board._suspects  # nothing stays of what is done
         assert sorted(e.shard for e in events) == list(range(12))
         found = {e.shard: set(e.facts["p"]) for e in events if isinstance(e, Done) and e.facts["p"]}
         assert found == killers

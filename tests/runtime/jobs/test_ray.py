@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
+import importlib
 import os
 import time
 from collections.abc import Iterator
@@ -14,6 +14,7 @@ import pytest
 from latentwire.core.console import configure
 from latentwire.core.errors import LatentWireError
 from latentwire.runtime.jobs.backend import Runner, open_backend
+from latentwire.runtime.jobs.local import Patience
 from latentwire.runtime.jobs.verify import verify_job
 from latentwire.runtime.options import Machine
 
@@ -22,27 +23,30 @@ from .test_local import golden, run, texts
 
 NODES = 3
 
-pytestmark = pytest.mark.ray
-if importlib.util.find_spec("ray"):  # its own files and sockets are closed by the garbage collector
-    pytestmark = [
-        pytest.mark.ray,
-        pytest.mark.filterwarnings("ignore::ResourceWarning"),
-        pytest.mark.filterwarnings("ignore::DeprecationWarning"),
-        pytest.mark.filterwarnings("ignore::FutureWarning"),
-        pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
-    ]
+# Ray's own files and sockets are closed by the garbage collector.
+pytestmark = [
+    pytest.mark.ray,
+    pytest.mark.slow,
+    *(
+        pytest.mark.filterwarnings(f"ignore::{kind}")
+        for kind in (
+            "ResourceWarning",
+            "DeprecationWarning",
+            "FutureWarning",
+            "pytest.PytestUnraisableExceptionWarning",
+        )
+    ),
+]
 
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Any]:
     """Head and two nodes of 8 processors each; this process is connected to it."""
-    import ray
-    from ray.cluster_utils import Cluster
-
+    ray: Any = importlib.import_module("ray")
     os.environ["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
     store = {"num_cpus": 8, "object_store_memory": 80 << 20, "include_dashboard": False}
-    found = Cluster(initialize_head=True, head_node_args=store)
-    found.nodes = [found.add_node(num_cpus=8, object_store_memory=80 << 20) for _ in range(NODES - 1)]
+    found: Any = importlib.import_module("ray.cluster_utils").Cluster(initialize_head=True, head_node_args=store)
+    found.others = [found.add_node(num_cpus=8, object_store_memory=80 << 20) for _ in range(NODES - 1)]
     ray.init(address=found.address, log_to_driver=False, configure_logging=False)
     found.wait_for_nodes(timeout=120)
     yield found
@@ -58,12 +62,12 @@ def quiet() -> None:
 def actors(workers: int = NODES, encoder: str = "open_encoder", **kw: Any) -> Any:
     from latentwire.runtime.jobs.ray_backend import RayActors
 
+    kw.setdefault("patience", Patience(start_s=300.0, work_s=300.0))  # a test that hangs must end
     return RayActors(workers, encoder=f"rogue:{encoder}", **kw)
 
 
 def test_same_bytes_though_a_node_is_lost(cluster: Any, tmp_path: Path) -> None:
-    import ray
-
+    ray: Any = importlib.import_module("ray")
     name = texts(tmp_path, *((i, f"slow {i}") for i in range(0, 120, 2)), (7, ""), count=120)
     backend = actors()
     lost: list[float] = []
@@ -75,7 +79,7 @@ def test_same_bytes_though_a_node_is_lost(cluster: Any, tmp_path: Path) -> None:
             for event in backend.run(*args):
                 if not lost:
                     where = {n["NodeID"] for n in ray.nodes() if n["Alive"]}
-                    cluster.remove_node(cluster.nodes.pop(), allow_graceful=False)
+                    cluster.remove_node(cluster.others.pop(), allow_graceful=False)
                     lost.append(time.monotonic())
                     assert len(where) == NODES
                 yield event
@@ -115,8 +119,8 @@ def test_5013_devices_that_the_cluster_has_not(tmp_path: Path, device: str, code
 
 
 def test_2111_options_that_do_not_go_together() -> None:
-    for wrong in ({"address": "auto"}, {"backend": "ray", "workers": 0}):
+    for backend, workers, address in (("local", None, "auto"), ("ray", 0, None)):
         with pytest.raises(LatentWireError) as caught:
-            Runner(**wrong)  # type: ignore[arg-type]
+            Runner(backend, workers, address=address)  # type: ignore[arg-type]
         assert caught.value.code == 2111
-    assert open_backend(Runner("ray"))
+    assert type(open_backend(Runner("ray"))).__name__ == "RayActors"
