@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import typer
 
+from ..runtime.choices import BackendName, CodecName
+
 app = typer.Typer(help="Measure speed, memory and quality beside other runtimes.", no_args_is_help=True)
 
-EngineName = Literal["auto", "ort", "trt", "torch-ref", "toy"]
-CodecChoice = Literal["f16", "i8", "fsq", "text"]
 
 Bundles = Annotated[
     list[Path] | None,
     typer.Option("--bundle", "-b", help="A bundle; may be given again. Default: the shipped checkpoint."),
 ]
 Llm = Annotated[str, typer.Option(help="Without --bundle: the model to export it for.")]
-Peers = Annotated[list[str] | None, typer.Option("--peer", help="Only this one; may be given again. `none`: no peer.")]
+Peers = Annotated[
+    list[str] | None,
+    typer.Option("--peer", help="Only this one, or this row of it; may be given again. `none`: no peer."),
+]
 Data = Annotated[Path | None, typer.Option(help="Texts and questions, JSONL as benchmarks/texts.jsonl.")]
 Samples = Annotated[int | None, typer.Option(min=1, help="Samples a round. Default: 32.", show_default=False)]
 Rounds = Annotated[int | None, typer.Option(min=1, help="Timed rounds. Default: 5.", show_default=False)]
@@ -28,13 +31,13 @@ NewTokens = Annotated[
     int | None, typer.Option(min=1, max=4096, help="Of every answer. Default: 16.", show_default=False)
 ]
 Requests = Annotated[
-    int | None, typer.Option(min=1, help="Single requests of a latency figure. Default: 60.", show_default=False)
+    int | None, typer.Option(min=1, help="Single requests of a latency figure. Default: 20.", show_default=False)
 ]
 Latents = Annotated[int | None, typer.Option(min=1, help="M. Default: the bundle's own.", show_default=False)]
-Codec = Annotated[CodecChoice, typer.Option(help="Of frames.")]
+Codec = Annotated[CodecName, typer.Option(help="Of frames.")]
 Threads = Annotated[int | None, typer.Option(min=1, help="Computing threads of every process. Default: all.")]
 Device = Annotated[str, typer.Option(help="cpu, cuda or cuda:N; of our own processes.")]
-EngineOption = Annotated[EngineName, typer.Option("--engine", help="Of our own processes.")]
+EngineOption = Annotated[BackendName, typer.Option("--engine", help="Of our own processes.")]
 Quick = Annotated[bool, typer.Option("--quick", help="Tiny sizes: a rehearsal, no figures.")]
 Out = Annotated[
     Path | None, typer.Option("--out", "-o", help="Folder for <machine>-<date>.md, .json and .png.", show_default=False)

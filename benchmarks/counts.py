@@ -54,7 +54,7 @@ def measure(path: Path) -> dict[str, Any]:
     }
 
 
-def workloads(bundle: Bundle) -> dict[str, dict[str, float]]:
+def workloads(bundle: Bundle) -> dict[str, dict[str, int]]:
     """Workload -> calls of the engine, positions real and padded, positions of the head."""
     samples = load_inputs().take(SAMPLES)
     engine, counter = counted(dry_engine(bundle))
@@ -82,7 +82,7 @@ def frame_bytes(bundle: Bundle) -> dict[str, int]:
     texts = [s.text for s in load_inputs().take(SAMPLES)]
     sizes = {}
     for codec in ("f16", "i8", "text"):
-        frames = pipe.compress(texts, CompressOptions(codec=codec, on_too_long="chunk"))  # type: ignore[arg-type]
+        frames = pipe.compress(texts, CompressOptions(codec=codec, on_too_long="chunk"))
         sizes[codec] = sum(map(len, frames))
     return sizes
 

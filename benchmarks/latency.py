@@ -17,7 +17,7 @@ from .report import Report, Table, closed
 from .rounds import alternate
 from .session import Contender, Session, peer_prompts
 
-WORKLOADS = ("W1", "W1-text", "W1-same", "W3")
+WORKLOADS = ("W1", "W1-text", "W3")
 
 
 def latency(plan: Plan) -> Report:

@@ -78,11 +78,16 @@ def weights_of(llm: str) -> str:
 
 
 def peer_launches(names: Sequence[str], llm: str, threads: int) -> list[Launch]:
-    """The processes of the named peers; one that is not set up comes with the reason."""
+    """The processes of the named peers or rows of peers; one that is not set up comes with the reason.
+
+    Raises:
+        InputError: 2111 no such peer.
+    """
     found: list[Launch] = []
     for name in names:
-        ready = peer_setup.find(name, llm)
-        found += [_peer(form, ready, llm, threads) for form in peer_setup.PEERS[name].forms]
+        peer, forms = peer_setup.chosen(name)
+        ready = peer_setup.find(peer, llm)
+        found += [_peer(form, ready, llm, threads) for form in forms]
     return found
 
 

@@ -22,6 +22,8 @@ from ..models.catalogue import CATALOGUE
 from ..models.store import home, resolve
 
 RECORD: Final = "peer.json"
+ON_REQUEST: Final = ("transformers fp32 compiled",)
+"""Rows that only their own name asks for: compiling takes minutes and a C++ compiler."""
 TIMEOUT_S: Final = 1800
 
 Options = dict[str, dict[str, Any]]
@@ -80,6 +82,18 @@ def find(name: str, llm: str) -> Ready:
     if record["llm"] != llm:
         return Ready(reason=f"set up for {record['llm']}: run scripts/bench-peers --llm {llm}")
     return Ready(peer.module, _python(folder(name)), record["options"])
+
+
+def chosen(name: str) -> tuple[str, tuple[str, ...]]:
+    """A peer and its rows; a peer's name stands for those that are not ``ON_REQUEST``, a row's name for itself.
+
+    Raises:
+        InputError: 2111 no such peer.
+    """
+    for peer, found in PEERS.items():
+        if name in found.forms:
+            return peer, (name,)
+    return name, tuple(form for form in _peer(name).forms if form not in ON_REQUEST)
 
 
 def setup(name: str, llm: str, again: bool = False) -> str | None:

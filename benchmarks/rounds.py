@@ -74,9 +74,10 @@ def alternate(
     rounds: int,
     new_tokens: int,
     done: Callable[[int], None] = lambda count: None,
+    warm: bool = False,
     **more: Any,
 ) -> dict[Contender, Timing]:
-    """Warm every contender up with one batch, then time ``rounds`` rounds of all.
+    """Warm every contender up with one batch, unless it is warm, then time ``rounds`` rounds of all.
 
     Args:
         session: open and prepared.
@@ -85,10 +86,11 @@ def alternate(
         rounds: timed ones.
         new_tokens: of every answer.
         done: hears 1 after every run.
+        warm: all of them have run before.
         more: further fields of the request.
     """
     found = {who: Timing(batch, count) for who in contenders for count, batch in [plan(who)]}
-    for number in range(rounds + 1):
+    for number in range(1 if warm else 0, rounds + 1):
         for who, timing in found.items():
             count = timing.count if number else min(timing.count, timing.batch)
             reply = session.run(who, count, timing.batch, new_tokens, **more)

@@ -25,13 +25,13 @@ def throughput(plan: Plan) -> Report:
         session.prepare(plan.inputs.take(plan.samples))
         facts["engines"] = session.facts
         everyone = session.contenders(WORKLOADS)
-        runs = len(everyone) * (2 * len(plan.batches) + plan.rounds + 1)
+        runs = len(everyone) * (len(plan.batches) + 1 + plan.rounds)
         with track("throughput", runs, "runs") as bar:
             sweep = try_batches(session, everyone, plan, bar.advance)
             best = {who: max(tried, key=lambda b: rate(tried[b])) for who, tried in sweep.items() if tried}
             steady = [who for who in everyone if who in best]
             found = alternate(
-                session, steady, lambda who: (plan.samples, best[who]), plan.rounds, plan.new_tokens, bar.advance
+                session, steady, lambda who: (plan.samples, best[who]), plan.rounds, plan.new_tokens, bar.advance, True
             )
             stopping = [Contender(plan.own, w) for w in ("W1", "W1-text") if Contender(plan.own, w) in found]
             natural = alternate(
@@ -40,6 +40,7 @@ def throughput(plan: Plan) -> Report:
                 lambda who: (plan.samples, best[who]),
                 max(1, plan.rounds // 2),
                 plan.new_tokens,
+                warm=True,
                 until_stop=True,
             )
         agreed = agreement(session, plan)
@@ -67,9 +68,9 @@ def try_batches(
     for batch in sizes:
 
         def sizes_of(who: Contender, batch: int = batch) -> tuple[int, int]:
-            return max(batch, plan.samples // 2), batch
+            return max(batch, plan.samples // 4), batch
 
-        for who, timing in alternate(session, everyone, sizes_of, 1, plan.new_tokens, done).items():
+        for who, timing in alternate(session, everyone, sizes_of, 1, plan.new_tokens, done, batch != sizes[0]).items():
             tried[who][batch] = timing
     return tried
 

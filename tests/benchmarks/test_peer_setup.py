@@ -30,7 +30,7 @@ def test_a_peer_is_made_once_and_found_again(ran: list[tuple[str, ...]]) -> None
     count = len(ran)
     assert peer_setup.setup("transformers", "smollm2-135m") is None
     assert len(ran) == count  # nothing runs the second time
-    found = launches.peer_launches(["transformers"], "smollm2-135m", 2)
+    found = launches.peer_launches(["transformers", "transformers fp32 compiled"], "smollm2-135m", 2)
     assert [x.name for x in found] == ["transformers fp32", "transformers bf16", "transformers fp32 compiled"]
     assert all(x.reason is None and x.options["threads"] == 2 for x in found)
     assert found[0].weights == "dequantised Q4_1"
