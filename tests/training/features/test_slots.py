@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,11 +13,12 @@ import torch
 from transformers import DynamicCache
 
 from latentwire.core.errors import ModelError
-from latentwire.core.prompt import join
+from latentwire.core.prompt import join, question_ids
 from latentwire.training.augment import read_before, read_onto
 from latentwire.training.config import Config
 from latentwire.training.features.coprocessor import Coprocessor
 from latentwire.training.features.deep_prefix import DeepPrefix
+from latentwire.training.features.observed import QUESTION, observe, quiet_keys
 from latentwire.training.features.options import CoprocessorOptions, DeepPrefixOptions
 from latentwire.training.features.slots import Slots
 from latentwire.training.llm import KeyValues, LMWrapper
@@ -164,3 +166,36 @@ def test_positions_count_the_slots(tiny_config: Make, tiny_llm: Path, story_file
 def test_one_or_the_other(tiny_config: Make) -> None:
     with pytest.raises(ModelError, match=r"LW-3210 .*not both"):
         tiny_config(features=("deep_prefix", "coprocessor"))
+
+
+@torch.no_grad()
+def test_keys_are_turned_as_the_llm_turns_its_own(llm: LMWrapper, tiny_config: Make) -> None:
+    """Against what transformers put into its cache: every layer, both rotations of Gemma, keys behind their norm."""
+    config = tiny_config()
+    own = observe(config, llm)
+    ids = [*llm.special.bos, *llm.encode(config.anchor_text), *question_ids(llm.encode, QUESTION)]
+    cache = DynamicCache()
+    llm.model.model(input_ids=torch.tensor([ids]), past_key_values=cache)
+    begun = len(llm.special.bos)
+    keys = torch.stack([layer.keys.transpose(0, 1) for layer in own])[None]
+    turned = llm.rotary(keys, torch.arange(begun, len(ids)))
+    for number, layer in enumerate(cache.layers):
+        torch.testing.assert_close(turned[:, number], layer.keys[:, :, begun:], atol=1e-5, rtol=1e-4)
+        alone = llm.rotary.one(number)(keys[:, number : number + 1], torch.arange(begun, len(ids)))
+        torch.testing.assert_close(alone[:, 0], turned[:, number], rtol=0, atol=0)
+        torch.testing.assert_close(own[number].values.transpose(0, 1)[None], layer.values[:, :, begun:])
+
+
+def test_a_quiet_key_is_quiet_where_queries_have_something_in_common(tiny_config: Make, tiny_llm: Path) -> None:
+    llm = LMWrapper(str(tiny_llm), torch.float32, torch.device("cpu"))
+    observed = observe(tiny_config(), llm)
+    shared = torch.zeros(8)
+    shared[[3, 7]] = 4.0  # the slowest pair of a head turns least
+    alike = [replace(layer, queries=layer.queries * 0.05 + shared) for layer in observed]
+    quiet = quiet_keys(alike, llm.rotary)
+    for number, layer in enumerate(alike):
+        for distance in (1, 20, 200):
+            seen = llm.rotary.one(number)(layer.queries.transpose(0, 1)[None, None], torch.full((1,), distance))[0, 0]
+            score = (seen.unflatten(0, (2, 2)) * quiet[number][:, None, None]).sum(-1) * layer.scale
+            assert abs(float(score.mean()) + 1) < 0.2
+            assert float(score.max()) < -0.5
