@@ -39,7 +39,10 @@ def stamp_url(url: str) -> tuple[int, str]:
 def is_url_folder(url: str) -> bool:
     """The store has a folder of this name."""
     with _store(url) as (fs, path):
-        return bool(fs.isdir(path))
+        try:
+            return bool(fs.info(path)["type"] == "directory")  # isdir of some stores downloads the whole file to see
+        except FileNotFoundError:
+            return False
 
 
 def url_exists(url: str) -> bool:

@@ -131,7 +131,7 @@ def files_below(folder: str) -> list[str]:
     found: list[str] = []
     with reading(folder):
         for root, folders, names in os.walk(folder, onerror=_fail):
-            folders[:] = [f for f in folders if not f.startswith(".") and not Path(root, f).is_symlink()]
+            folders[:] = [f for f in folders if not f.startswith(".")]
             for name in names:
                 path = Path(root, name)
                 if path.is_symlink() and not path.resolve().is_relative_to(home):
