@@ -185,7 +185,8 @@ def open_checkpoint(
     """
     meta = read_meta(folder)
     config = config_of(meta, str(folder))
-    config = replace(config, device=device, precision=precision, llms=llms or config.llms)
+    # Without its stages: they may name LLMs that are not opened.
+    config = replace(config, device=device, precision=precision, llms=llms or config.llms, stage=())
     model = build_model(config, pick_device(device))
     load_into(folder, model)
     return model.eval(), meta

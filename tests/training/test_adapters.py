@@ -314,3 +314,6 @@ def test_a_stage_may_train_one_part_for_one_llm(make: Make, tiny_gemma: Path, tm
     steps = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
     told = [{n.split("/")[-2] for n in s if "/" in n} for s in steps if s["event"] == "step"]
     assert told == [{gemma.split(".")[1]}, {llama.split(".")[1], gemma.split(".")[1]}]
+    # A stage names an LLM that is not opened here.
+    model, _ = open_checkpoint(tmp_path / "last", "cpu", llms=(trainer.config.llms[0],))
+    assert [llm.name for llm in model.llms] == [trainer.model.llms[0].name]
