@@ -116,7 +116,7 @@ class RayActors:
                 configure_logging=False,
                 **options,
             )
-        except (ConnectionError, ValueError, RuntimeError) as e:
+        except Exception as e:  # where a node is slow to start, Ray raises just that
             fix = "start one with `ray start --head`, or leave --address out"
             what = "no such Ray cluster"
             raise EnvironmentFault(

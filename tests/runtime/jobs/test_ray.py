@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib
 import os
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -124,3 +126,13 @@ def test_2111_options_that_do_not_go_together() -> None:
             Runner(backend, workers, address=address)  # type: ignore[arg-type]
         assert caught.value.code == 2111
     assert type(open_backend(Runner("ray"))).__name__ == "RayActors"
+
+
+def test_the_command_line_brings_a_cluster_of_its_own(toy_bundle: Path, tmp_path: Path) -> None:
+    name = texts(tmp_path)
+    words = ["jobs", "run", name, "-b", str(toy_bundle), "--shard-rows", "9", "-q"]
+    for out, more in (("none", ["--workers", "0"]), ("ray", ["--backend", "ray", "--workers", "2"])):
+        command = [sys.executable, "-m", "latentwire.cli", *words, "-o", str(tmp_path / out), *more]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=500, check=False)
+        assert done.returncode == 0, done.stderr
+    assert contents(tmp_path / "none") == contents(tmp_path / "ray")
