@@ -20,6 +20,8 @@ from types import TracebackType
 from typing import Any, Final, Self
 
 TIMEOUT_S: Final = 900.0
+OFFLINE: Final = {"HF_HUB_OFFLINE": "1"}
+"""Nothing that is measured may wait for a network."""
 
 
 class ChildFault(Exception):
@@ -52,7 +54,7 @@ class Child:
             self._process = subprocess.Popen(
                 list(command),
                 cwd=cwd,
-                env={**os.environ, **(env or {})},
+                env={**os.environ, **OFFLINE, **(env or {})},
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=self._log,
