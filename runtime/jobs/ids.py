@@ -20,7 +20,7 @@ _SETUP: Final = """
 PRAGMA journal_mode = OFF;
 PRAGMA synchronous = OFF;
 PRAGMA temp_store = FILE;
-PRAGMA cache_size = -16384;
+PRAGMA cache_size = -4096;
 CREATE TABLE id (digest BLOB, row INTEGER);
 CREATE TABLE numbered (digest BLOB, rank INTEGER, row INTEGER);
 """
