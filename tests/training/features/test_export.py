@@ -25,9 +25,11 @@ from latentwire.export.checkpoint import read_checkpoint
 from latentwire.export.export import Request, export_bundle
 from latentwire.export.families import read_config
 from latentwire.export.features import check_features
-from latentwire.export.lora import Lora, read_lora
+from latentwire.export.lora import Lora, lora_of, read_lora
 from latentwire.export.publish import publish
 from latentwire.export.recheck import Recheck, recheck
+from latentwire.export.recompile import copy
+from latentwire.export.target import Wishes, choose
 from latentwire.export.weights import WeightReader
 from latentwire.models.folder import ModelFolder
 from latentwire.models.store import resolve
@@ -133,6 +135,13 @@ def test_a_bundle_is_judged_again_with_its_lora(bundle: Bundle, tiny_llm: Path) 
     assert report.source.endswith("with LoRA merged")
     with pytest.raises(BundleError, match=r"LW-4011 .*LoRA"):
         recheck(Recheck(bundle.path, str(tiny_llm), "recorded"))
+
+
+def test_a_bundle_compiled_again_keeps_its_features(bundle: Bundle, tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    made = copy(bundle, choose(Wishes("tensorrt-rtx", capacity=64)), tmp_path / "out")
+    assert made.manifest.features == bundle.manifest.features
+    assert lora_of(made) is not None
 
 
 def test_other_changes_than_the_bundles_fail_the_gates(bundle: Bundle, tiny_llm: Path, tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from latentwire.training.config import Config
 from latentwire.training.features.lora import Lora
 from latentwire.training.features.options import PROJECTIONS, LoraOptions
 from latentwire.training.llm import LMWrapper
+from latentwire.training.optim import _rate
 
 Make = Callable[..., Config]
 CPU = torch.device("cpu")
@@ -93,6 +94,13 @@ def test_weights_stay_f32_beside_a_bf16_llm(tiny_config: Make, tiny_llm: Path) -
     assert out.dtype == torch.bfloat16
     out.float().sum().backward()
     assert all(p.grad is not None for p in feature.parameters())
+
+
+def test_features_learn_at_the_rate_of_what_is_new() -> None:
+    """Whatever their parameters are called: a key of theirs is no closed-form projection, a layer no copied one."""
+    names = ("features.x.latent_adapters.key.weight", "features.x.coprocessor.layers.0.down")
+    assert [_rate(name, copied=True) for name in names] == ["lr_new", "lr_new"]
+    assert _rate("encoder.layers.0.mlp.up_proj.weight", copied=True) == "lr_copied"
 
 
 def test_more_layers_than_there_are(tiny_config: Make, tiny_llm: Path) -> None:
