@@ -117,11 +117,12 @@ class RayActors:
                 **options,
             )
         except Exception as e:  # where a node is slow to start, Ray raises just that
-            fix = "start one with `ray start --head`, or leave --address out"
-            what = "no such Ray cluster"
-            raise EnvironmentFault(
-                5013, what, where=f"--address {self._address}", expected=str(e)[:200], fix=fix
-            ) from e
+            what, where = "Ray does not start here", "a cluster of its own"
+            fix = "look at the files in the folder ray below the temporary one, or use --backend local"
+            if self._address is not None:
+                what, where = "no such Ray cluster", f"--address {self._address}"
+                fix = "start one with `ray start --head`, or leave --address out"
+            raise EnvironmentFault(5013, what, where=where, expected=str(e)[:200], fix=fix) from e
         finally:
             if threading.current_thread() is threading.main_thread():
                 signal.signal(signal.SIGTERM, before)  # Ray puts its own in place, which hides ours
