@@ -32,7 +32,11 @@ def read_sealed(path: Path) -> dict[str, Any]:
         FileNotFoundError: there is none.
         InputError: 2108 it is damaged; OSError where it cannot be read.
     """
-    data = disk.read_all(path, LIMIT)
+    return parse_sealed(disk.read_all(path, LIMIT), str(path))
+
+
+def parse_sealed(data: bytes, where: str) -> dict[str, Any]:
+    """The facts of a record's bytes. Raises InputError 2108."""
     try:
         found = json.loads(data)
         claimed = found.pop(KEY)
@@ -43,7 +47,7 @@ def read_sealed(path: Path) -> dict[str, Any]:
     except (AttributeError, KeyError, TypeError, ValueError, RecursionError) as e:
         fix = "copy the folder again, or start the job again with --overwrite"
         said = f"expected a sound record of a job, got: {e}"
-        raise InputError(2108, "record of the job is damaged", where=str(path), expected=said, fix=fix) from e
+        raise InputError(2108, "record of the job is damaged", where=where, expected=said, fix=fix) from e
     result: dict[str, Any] = found
     return result
 
