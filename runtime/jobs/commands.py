@@ -87,9 +87,18 @@ def _totals(totals: dict[str, Any], options: CompressOptions, seconds: float) ->
         (f"frames, codec {options.codec}", f"{sent:,} bytes{factor}"),
         ("latents", f"{totals['latents']:,} in place of {totals['tokens']:,} tokens"),
     ]
+    lines += [("asked for", ", ".join(_asked(options)))] if _asked(options) else []
+    lines += [("sent as text", f"{totals['fallback']} rows")] if totals["fallback"] else []
     lines += [("chunked", f"{totals['chunks']} frames")] if totals["chunks"] > rows else []
     lines += [("truncated", f"{totals['truncated']} rows")] if totals["truncated"] else []
     return [*lines, ("time", f"{seconds:.1f} s, {totals['rows'] / max(seconds, 1e-9):.1f} rows/s")]
+
+
+def _asked(options: CompressOptions) -> list[str]:
+    """The rate, as it was asked for; each row keeps it or is an error."""
+    asked = [f"{options.latents} latents a text"] if options.latents is not None else []
+    asked += [f"text at least {options.ratio:g} times the frames"] if options.ratio is not None else []
+    return asked + ([f"at most {options.max_bytes} bytes a text"] if options.max_bytes is not None else [])
 
 
 def _say_errors(out: Path, totals: dict[str, Any]) -> None:

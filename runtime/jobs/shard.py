@@ -171,6 +171,7 @@ def count_rows(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
         "latents": sum(r["m"] for r in sound),
         "chunks": sum(r["n_chunks"] for r in sound),
         "truncated": sum(r["truncated"] for r in sound),
+        "fallback": sum(bool(r["flags"] & wire.FALLBACK) for r in sound),
     }
 
 

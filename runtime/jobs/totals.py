@@ -16,6 +16,7 @@ _SUMS: Final = (
     "latents",
     "chunks",
     "truncated",
+    "fallback",
 )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,12 +12,15 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from typer.testing import CliRunner
 
 from latentwire.core.errors import InputError, LatentError, LatentWireError, RowError
 from latentwire.engines.toy import write_toy_bundle
 from latentwire.runtime import codec, fallback, fit, message, wire
+from latentwire.runtime.cli import app
 from latentwire.runtime.codec import Codec
 from latentwire.runtime.compress import Compressed
+from latentwire.runtime.jobs.table import read_table
 from latentwire.runtime.message import Message, code_latents, from_latents
 from latentwire.runtime.options import CompressOptions
 from latentwire.runtime.pipeline import Pipeline
@@ -206,3 +210,19 @@ def test_a_text_that_is_unfaithful_and_too_large_is_refused() -> None:
     assert isinstance(refused, RowError)
     assert refused.code == 2014
     assert codec.codec_name(made.frames[0].codec) == "f16"
+
+
+def test_the_summary_of_a_job_tells_what_was_asked_and_what_came(fsq_bundle: Path, tmp_path: Path) -> None:
+    lines = [{"custom_id": f"r{i}", "text": text} for i, text in enumerate([*TEXTS[:3], "again and again " * 40])]
+    (tmp_path / "in.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    words = ["compress", str(tmp_path / "in.jsonl"), "-o", str(tmp_path / "out"), "--bundle", str(fsq_bundle)]
+    rate = ["--codec", "hybrid", "--latents", "6", "--max-bytes", "90", "--ratio", "0.3", "--fallback", "size"]
+    done = CliRunner().invoke(app, [*words, "--on-too-long", "chunk", *rate], env={"COLUMNS": "200"})
+    assert done.exit_code == 3, done.output  # six bytes of text leave no room for any frame
+    assert "LW-2014 x 1" in done.output
+    assert "6 latents a text, text at least 0.3 times the frames, at most 90 bytes a text" in done.output
+    found = [row.message for row in read_table(tmp_path / "out" / "data" / "part-00000.parquet") if row.message]
+    texts = sum(bool(m.frames[0].flags & wire.FALLBACK) for m in found)
+    assert texts
+    assert f"{texts} rows" in done.output
+    assert all(len(m.pack()) <= 90 for m in found)
