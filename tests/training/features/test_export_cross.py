@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -36,16 +37,18 @@ NEW = 6
 
 @pytest.fixture(scope="module")
 def checkpoint(tiny_config: Make, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Published, its gates wide open; other families are in ``tests/export/test_cross.py``."""
+    """Published, its gates wide open, beside a feature that changes the cache between two readings of a prompt.
+
+    Other families are in ``tests/export/test_cross.py``.
+    """
     options = LatentAdaptersOptions(rank=8, heads=2, layers=(0, 1))
-    config = tiny_config(features=("latent_adapters",), latent_adapters=options)
+    config = tiny_config(features=("coprocessor", "latent_adapters"), latent_adapters=options)
     out = tmp_path_factory.mktemp("cross") / "c"
     model = build_model(config, CPU)
     start(model, [item.context for item in read_questions(config.data)])
     torch.manual_seed(1)
-    for name, parameter in model.features.named_parameters():
-        if name.endswith("gate"):
-            nn.init.normal_(parameter)
+    for parameter in model.features.parameters():
+        nn.init.normal_(parameter, std=0.3)
     save(out.with_name("trained"), model)
     return publish(out.with_name("trained"), out, {})
 
@@ -56,9 +59,12 @@ def bundle(checkpoint: Path, tiny_llm: Path) -> Bundle:
 
 
 def _torch_answers(checkpoint: Path, stories: Path, kind: str, features: bool = True) -> tuple[str, ...]:
+    """``features``: latent adapters too."""
     model, _ = open_checkpoint(checkpoint, "cpu")
     if not features:
-        model.features = nn.ModuleDict()
+        for own in model.features.values():
+            assert isinstance(own, nn.ModuleDict)
+            del own["latent_adapters"]
     return measure(model, model.llms[0], read_questions([str(stories)]), kind, max_new_tokens=NEW).texts
 
 
@@ -90,7 +96,7 @@ def test_what_a_quantised_export_measures(bundle: Bundle, checkpoint: Path, stor
 def test_the_gates_ran_with_latents_and_without(bundle: Bundle, checkpoint: Path) -> None:
     m = bundle.manifest
     gates = {g["gate"]: g["verdict"] for g in m.quality["parity"]["gates"] if g["backend"] == "ort-cpu"}
-    for name in ("states", "logits", "tokens", "steps", "steps, latents read", "batch, latents read"):
+    for name in ("states", "logits", "tokens", "prefix", "steps", "steps, latents read", "batch, latents read"):
         assert gates[name] == "passed"
     assert m.features["latent_adapters"]["sha256"] == m.files["latent_adapters.safetensors"].sha256
     assert m.features["latent_adapters"]["layers"] == [0, 1]
@@ -100,14 +106,17 @@ def test_the_gates_ran_with_latents_and_without(bundle: Bundle, checkpoint: Path
 def test_other_engines_and_targets_are_refused_by_name(
     bundle: Bundle, checkpoint: Path, tiny_llm: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for module in ("export", "recompile"):  # as if TensorRT were there
+    for module in ("export", "recompile"):  # as if TensorRT were there, and the other feature were not
         monkeypatch.setattr(f"latentwire.export.{module}.prepare", lambda target: target)
+        monkeypatch.setattr(f"latentwire.export.{module}.check_prefix", lambda features, target: None)
+    m = bundle.manifest
+    alone = replace(bundle, manifest=replace(m, graphs={n: g for n, g in m.graphs.items() if n != "prefix"}))
     with pytest.raises(EnvironmentFault, match="layers read latents") as fault:
-        choose(bundle, "cuda", "ort")
+        choose(alone, "cuda", "ort")
     assert fault.value.code == 5001
-    assert choose(bundle, "cuda", "torch-ref") == "torch-ref"
-    assert choose(bundle, "cuda", "ort", ("encoder",)) == "ort"
-    absent = {f.backend: f.detail for f in backends(bundle, 1)[1]}
+    assert choose(alone, "cuda", "torch-ref") == "torch-ref"
+    assert choose(alone, "cuda", "ort", ("encoder",)) == "ort"
+    absent = {f.backend: f.detail for f in backends(alone, 1)[1]}
     assert "nothing but the prompt" in absent["ort-cuda"]
     wishes = Wishes("tensorrt-rtx", "fp16", gpus=("sm_89",))
     # A bundle of a precision that TensorRT takes is chosen for it.
