@@ -218,7 +218,9 @@ def test_progress_comes_while_a_shard_is_at_work(backends: Make, tmp_path: Path)
 
     run(name, tmp_path / "out", Listening(), shard_rows=300)
     assert heard.count((0, 128)) >= 4
-    assert {done for _, done in heard} == {0, 128, 256}
+    counts = [done for _, done in heard]
+    assert counts == sorted(counts)
+    assert {0, 128, 256} <= set(counts) <= {0, 128, 256, 300}  # the last is heard only while the table is written
 
 
 def test_devices_and_threads_are_shared_out(backends: Make, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
