@@ -40,7 +40,8 @@ class TransformersPeer(Prompts):
             ids[row, longest - len(prompt) :] = torch.tensor(prompt)
             mask[row, longest - len(prompt) :] = 1
         positions = (mask.cumsum(1) - 1).clamp(min=0)
-        out, cache, start = [], None, 0
+        out: list[Any] = []
+        cache, start = None, 0
         with torch.inference_mode():
             while len(out) < new_tokens:
                 stop = start + ids.shape[1]
