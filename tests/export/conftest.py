@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 from latentwire.engines.bundle import AdapterInfo, Bundle, EncoderInfo, Manifest, describe_files
+from latentwire.engines.byte_tokenizer import byte_tokenizer
 from latentwire.engines.specs import adapter_spec, bundle_specs, encoder_spec
 from latentwire.engines.tensors import Dim
-from latentwire.engines.byte_tokenizer import byte_tokenizer
 from latentwire.export.attention import Flavour
 from latentwire.export.decoder import build_decoder
 from latentwire.export.export import llm_info

@@ -13,6 +13,7 @@ from latentwire.core.errors import ModelError
 from latentwire.training import token_codes
 from latentwire.training.building import open_checkpoint
 from latentwire.training.config import Config
+from latentwire.training.fsq import Quantiser
 from latentwire.training.pooling import unit
 from latentwire.training.token_codes import ENTRIES, TokenQuantiser, start_token_quantiser
 from latentwire.training.train import Trainer
@@ -102,6 +103,19 @@ def test_added_to_a_trained_encoder(tiny_config: Callable[..., Config], tmp_path
     keys = unit((after.source.embedding - encoder.get_buffer("mean")) @ encoder.get_parameter("projection.weight").T)
     # The table holds the tokens in another order: those that are used.
     assert (made.table @ keys.T).amax(-1).min() > 0.9999
+
+
+def test_another_quantiser_or_none_replaces_it(tiny_config: Callable[..., Config], tmp_path: Path) -> None:
+    Trainer(tiny_config(steps=1, fsq_profile=1, quantiser_type="tokens"), tmp_path / "a")
+    start = {"init": str(tmp_path / "a" / "last"), "steps": 1}
+    for name, options, kind in (
+        ("none", {}, type(None)),
+        ("learned", {"fsq_profile": 1, "fsq_hidden": 8}, Quantiser),
+        ("same", {"fsq_profile": 1, "quantiser_type": "tokens", "fsq_hidden": 8}, TokenQuantiser),
+    ):
+        Trainer(tiny_config(**start, **options), tmp_path / name)
+        model, _ = open_checkpoint(tmp_path / name / "last", "cpu")
+        assert type(model.quantiser) is kind
 
 
 def test_only_one_profile_has_room() -> None:
