@@ -279,7 +279,7 @@ def test_workers_die_with_their_parent(
 ) -> None:
     name = texts(tmp_path, *((i, f"slow {i}") for i in range(40)))
     folder = tmp_path / "out"
-    env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), str(root)])}
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), str(root), *sys.path])}
     parent = subprocess.Popen([sys.executable, "-c", PARENT, name, str(folder)], env=env, stderr=subprocess.DEVNULL)
     try:
         until = time.monotonic() + 60
