@@ -12,8 +12,9 @@ from tokenizers import Tokenizer
 
 from latentwire.core.errors import BundleError, EnvironmentFault, LatentError
 from latentwire.engines.base import Engine
+from latentwire.engines.byte_tokenizer import BOS, EOS
 from latentwire.engines.opening import open_engine
-from latentwire.engines.toy import BOS, EOS, ToyEngine, write_toy_bundle
+from latentwire.engines.toy import ToyEngine, write_toy_bundle
 
 
 @pytest.fixture

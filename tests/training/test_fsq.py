@@ -175,7 +175,7 @@ def test_a_stage_may_have_its_own_share(make: Callable[..., Config], tmp_path: P
 def test_it_is_trained_saved_and_part_of_the_encoder_s_name(make: Callable[..., Config], tmp_path: Path) -> None:
     trainer = Trainer(make(), tmp_path)
     quantiser = trainer.model.quantiser
-    assert quantiser is not None
+    assert isinstance(quantiser, Quantiser)
     before = {n: p.detach().clone() for n, p in quantiser.named_parameters()}
     trainer.train()
     assert [n for n, p in quantiser.named_parameters() if torch.equal(p, before[n])] == []

@@ -122,7 +122,7 @@ def test_the_gate_sees_a_slot_in_the_wrong_place(bundle: Bundle) -> None:
     engine = open_engine(bundle.path)
     assert gate(engine, Sample(rows, rows, 1e-4)).verdict == "passed"
     with pytest.raises(BundleError, match="prefix") as caught:
-        gate(_Forgetful(engine), Sample(rows, rows, 1e-4))  # type: ignore[arg-type]
+        gate(_Forgetful(engine), Sample(rows, rows, 1e-4))
     assert caught.value.code == 4010
 
 

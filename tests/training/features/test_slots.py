@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -82,9 +83,14 @@ def _put(llm: LMWrapper, cache: DynamicCache, slots: Slots, row: int, count: int
         cache.update(keys[:, number], slots.values[row : row + 1, number, :, :count], number)
 
 
+def _layers(cache: DynamicCache) -> list[Any]:
+    """Its layers, which hold ``keys`` and ``values`` once they were written to."""
+    return list(cache.layers)
+
+
 def _add(llm: LMWrapper, cache: DynamicCache, slots: Slots, row: int, places: torch.Tensor) -> None:
     keys = llm.rotary(slots.keys[row : row + 1], places)
-    for number, layer in enumerate(cache.layers):
+    for number, layer in enumerate(_layers(cache)):
         layer.keys[:, :, places] += keys[:, number]
         layer.values[:, :, places] += slots.values[row : row + 1, number]
 
@@ -105,7 +111,7 @@ def test_a_tree_reads_slots_as_each_question_does_alone(llm: LMWrapper, onto: bo
             want = _alone(llm, tree, embeds, slots, row, branch)
             torch.testing.assert_close(have, want, atol=1e-4, rtol=1e-4)
     # Whoever generates goes on where the tree ended: the cache holds it column for column.
-    held = cache.store.layers[0].keys
+    held = _layers(cache.store)[0].keys
     assert held.shape[2] == tree.ids.shape[1] + (0 if onto else 3)
 
 
@@ -179,7 +185,7 @@ def test_keys_are_turned_as_the_llm_turns_its_own(llm: LMWrapper, tiny_config: M
     begun = len(llm.special.bos)
     keys = torch.stack([layer.keys.transpose(0, 1) for layer in own])[None]
     turned = llm.rotary(keys, torch.arange(begun, len(ids)))
-    for number, layer in enumerate(cache.layers):
+    for number, layer in enumerate(_layers(cache)):
         torch.testing.assert_close(turned[:, number], layer.keys[:, :, begun:], atol=1e-5, rtol=1e-4)
         alone = llm.rotary.one(number)(keys[:, number : number + 1], torch.arange(begun, len(ids)))
         torch.testing.assert_close(alone[:, 0], turned[:, number], rtol=0, atol=0)
