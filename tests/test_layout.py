@@ -59,7 +59,7 @@ FENCES: dict[str, list[str]] = {
     "tokenizers": ["models/*", "runtime/tokenizer.py", "training/*", "export/*"],
     "torch": ["training/*", "export/*", "engines/torch_*.py", "engines/trt_torch.py", "benchmarks/peers/*"],
     "transformers": ["training/*", "export/*", "benchmarks/peers/*"],
-    "typer": ["cli.py", "*/cli.py", "runtime/flags.py"],
+    "typer": ["cli.py", "*/cli.py", "runtime/flags.py", "runtime/jobs/rows_cli.py"],
     "xllamacpp": ["benchmarks/peers/llamacpp_peer.py"],
     "zstandard": ["runtime/*", "training/evaluation/sizes.py"],
 }

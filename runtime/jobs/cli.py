@@ -9,8 +9,8 @@ import typer
 
 from ..choices import CodecName, Fallback, OnPoison, Protect, RunnerName, TooLong, VerifyName
 from ..flags import Batch, BundleOption, Debug, Device, EngineOption, Json, Quiet, Threads, run_body
-from .export_forms import ExportForm
 from .records import BadFile, DuplicateId
+from .rows_cli import Folder, export_command, index_command, merge_command, report_command
 from .specfile import SPEC_SUFFIX, read_spec
 
 app = typer.Typer(help="Large compression jobs: run, look at, check.", no_args_is_help=True)
@@ -26,7 +26,13 @@ def _inputs(context: typer.Context, inputs: list[str]) -> list[str]:
     return found
 
 
-Folder = Annotated[Path, typer.Argument(help="Folder of a job.", metavar="DIR")]
+for name, command in (
+    ("report", report_command),
+    ("index", index_command),
+    ("export", export_command),
+    ("merge", merge_command),
+):
+    app.command(name)(command)
 
 
 @app.command("run")
@@ -104,6 +110,9 @@ def run_command(
         bool, typer.Option("--no-fsync", help="Faster on slow disks; a power cut may cost finished shards.")
     ] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace another or a finished job in OUT.")] = False,
+    report: Annotated[
+        Path | None, typer.Option(help="Write a report of the finished job here: one HTML page.", metavar="FILE.html")
+    ] = None,
     as_json: Json = False,
     quiet: Quiet = False,
     debug: Debug = False,
@@ -134,7 +143,7 @@ def run_command(
 
       latentwire compress docs.jsonl -o out/ --codec hybrid --ratio 4 --fallback size
 
-      latentwire jobs run job.toml --max-error-rate 0.01
+      latentwire jobs run job.toml --max-error-rate 0.01 --report report.html
 
       latentwire jobs run docs/ -o out/ --device cuda:0,cuda:1
 
@@ -156,7 +165,8 @@ def run_command(
         keep = split_names(keep_columns or [])
         fields = Fields(id_field, text_field, keep, on_duplicate_id, dedupe, on_bad_file)
         runner = Runner(backend, workers, on_poison, address)
-        what = Request(tuple(inputs), out, bundle, fields, shard_rows, Machine(device, engine, threads), runner)
+        machine = Machine(device, engine, threads)
+        what = Request(tuple(inputs), out, bundle, fields, shard_rows, machine, runner, report)
         return run(what, options, how, as_json)
 
     run_body(body, quiet, debug)
@@ -205,94 +215,6 @@ def verify_command(folder: Folder, as_json: Json = False, debug: Debug = False) 
         return verify(folder, as_json)
 
     run_body(body, False, debug)
-
-
-@app.command("index")
-def index_command(
-    folder: Folder,
-    ids: Annotated[list[str] | None, typer.Option("--id", help="Show the row of this id; may be given again.")] = None,
-    as_json: Json = False,
-    debug: Debug = False,
-) -> None:
-    """Make the index of a finished job: rows are found by their id then.
-
-    Writes DIR/index.sqlite, or uses the one that is there if it belongs to
-    these tables.
-
-    Exit status: 0 all fine, 3 an id that no row has.
-
-    Examples:
-
-      latentwire jobs index out/
-
-      latentwire jobs index out/ --id a7 --id b3
-    """
-
-    def body() -> int:
-        from .row_commands import index
-
-        return index(folder, ids or [], as_json)
-
-    run_body(body, False, debug)
-
-
-@app.command("export")
-def export_command(
-    folder: Annotated[Path, typer.Argument(help="Folder, table or file of frames.", metavar="FRAMES")],
-    form: Annotated[
-        ExportForm, typer.Option("--to", help="frames, jsonl: one file. npy, safetensors, hf (a dataset): a folder.")
-    ],
-    out: Annotated[Path, typer.Option("--out", "-o", help="New file or folder.")],
-    as_json: Json = False,
-    quiet: Quiet = False,
-    debug: Debug = False,
-) -> None:
-    """Write the rows of a job in another form.
-
-    frames: end to end, each text with its id. jsonl: one object a row,
-    frames in base64. npy, safetensors: latents as arrays (codec fsq: its
-    codes) and whose they are. hf: a dataset for datasets.load_from_disk.
-    Error rows are left out, but not of jsonl and hf.
-
-    Examples:
-
-      latentwire jobs export out/ --to frames -o all.lwf
-
-      latentwire jobs export out/ --to npy -o arrays/
-    """
-
-    def body() -> int:
-        from .row_commands import export
-
-        return export(folder, form, out, as_json)
-
-    run_body(body, quiet, debug)
-
-
-@app.command("merge")
-def merge_command(
-    folders: Annotated[list[Path], typer.Argument(help="Folders of finished jobs, in order.", metavar="DIR...")],
-    out: Annotated[Path, typer.Option("--out", "-o", help="New folder.")],
-    as_json: Json = False,
-    quiet: Quiet = False,
-    debug: Debug = False,
-) -> None:
-    """Make one finished job of several, with rows numbered through.
-
-    They must have been made with one encoder and the same options, and no
-    id may stand twice.
-
-    Examples:
-
-      latentwire jobs merge january/ february/ -o both/
-    """
-
-    def body() -> int:
-        from .row_commands import merge
-
-        return merge(folders, out, as_json)
-
-    run_body(body, quiet, debug)
 
 
 if __name__ == "__main__":

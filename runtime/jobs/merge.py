@@ -23,6 +23,7 @@ from .sealed import canonical, plain
 from .shard import verify_table
 from .source import open_source
 from .table import FORMAT, VERSION, TableInfo, change_rows, read_info, read_table
+from .totals import SPREAD, make_manifest
 
 _OWN = ("shard", "fingerprint", "fsync", "bytes", "sha256", "errors_bytes", "errors_sha256")
 
@@ -59,11 +60,10 @@ def merge_jobs(folders: Sequence[Path], out: Path, on_rows: Callable[[int], None
             first = 0
             for number, (job, shard) in enumerate(parts):
                 if number not in opened.done:
-                    opened.totals.add(_copy(job, shard, folder, number, attempt, first, facts["fingerprint"]))
+                    _copy(job, shard, folder, number, attempt, first, facts["fingerprint"])
                 first += shard["rows"]
                 on_rows(shard["rows"])
-            commits = [folder.read_commit(number) for number in range(len(parts))]
-            manifest = {**opened.job, "shards": commits, "totals": opened.totals.to_json()}
+            manifest = make_manifest(opened.job, (folder.read_commit(number) for number in range(len(parts))))
             folder.finish(attempt, manifest)
         else:
             manifest = opened.finished
@@ -106,12 +106,15 @@ def _unique_ids(folders: Sequence[Path]) -> None:
 
 def _copy(
     job: JobFolder, shard: dict[str, Any], folder: JobFolder, number: int, attempt: str, first: int, fingerprint: str
-) -> dict[str, Any]:
-    source, target = job.part(shard["shard"]), folder.part(number)
+) -> None:
+    old = shard["shard"]
+    source, target = job.part(old), folder.part(number)
     with job_faults(source):
-        errors = disk.read_all(job.errors_part(shard["shard"])) if shard["errors"] else b""
+        spread = job.read_commit(old).get(SPREAD)
+        errors = disk.read_all(job.errors_part(old)) if shard["errors"] else b""
     facts = {
         **{k: v for k, v in shard.items() if k not in _OWN},
+        SPREAD: spread,
         "shard": number,
         "fingerprint": fingerprint,
         "fsync": True,
@@ -124,4 +127,3 @@ def _copy(
         **folder.put_errors(number, attempt, [json.loads(line) for line in errors.splitlines()]),
     }
     folder.commit(number, attempt, facts)
-    return facts

@@ -26,6 +26,7 @@ from .records import Fields
 from .resume import Opened, open_job, require_free
 from .table import TableInfo
 from .task import Backend, Done, JobSpec
+from .totals import make_manifest
 
 
 @dataclass(frozen=True)
@@ -134,7 +135,7 @@ def _run(job: Job, folder: JobFolder, backend: Backend, machine: Machine, option
         try:
             if len(opened.done) < shards:
                 _run_shards(job, folder, backend, options, opened, _spec(job, folder, machine, opened, attempt))
-            manifest = _manifest(folder, opened, shards)
+            manifest = make_manifest(opened.job, _commits(folder, shards))
             folder.finish(attempt, manifest)
         except BaseException:
             with contextlib.suppress(OSError):
@@ -178,10 +179,9 @@ def _run_shards(
             options.budget.check(totals["errors"], rows, where)
 
 
-def _manifest(folder: JobFolder, opened: Opened, shards: int) -> dict[str, Any]:
-    """Made of the commit records as they are on the disk, not as they were told."""
-    commits = []
+def _commits(folder: JobFolder, shards: int) -> Iterator[dict[str, Any]]:
+    """The records as they are on the disk, not as they were told."""
     for number in range(shards):
         with job_faults(folder.commit_file(number)):
-            commits.append(folder.read_commit(number))
-    return {**opened.job, "shards": commits, "totals": opened.totals.to_json()}
+            found = folder.read_commit(number)
+        yield found

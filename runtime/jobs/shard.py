@@ -10,11 +10,14 @@ from typing import Any, Protocol
 
 from ...core.errors import EXIT_IO, EnvironmentFault, LatentWireError
 from .. import wire
+from ..codec import Codec
 from ..compress import Compressed
 from ..options import CompressOptions
 from .plan import Plan, Shard
 from .records import Record
+from .spread import Spread
 from .table import payload_of, read_table
+from .totals import SPREAD, SPREADS
 
 
 class Encoder(Protocol):
@@ -159,19 +162,24 @@ def describe_input(plan: Plan, shard: Shard) -> dict[str, Any]:
 
 
 def count_rows(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Sums over the rows of a table."""
+    """Sums and spreads over the rows of a table."""
     sound = [r for r in rows if r["status"] == "ok"]
+    wire_bytes = [_wire_bytes(r) for r in sound]
+    ratios = [100 * r["n_bytes_text"] // sent for r, sent in zip(sound, wire_bytes, strict=True)]
+    values = ([r["n_tokens"] for r in sound], [r["m"] for r in sound], wire_bytes, ratios)
     return {
         "errors": len(rows) - len(sound),
         "errors_by_code": dict(sorted(Counter(r["error_code"] for r in rows if r["error_code"]).items())),
         "text_bytes": sum(r["n_bytes_text"] for r in sound),
         "payload_bytes": sum(len(r["payload"]) for r in sound),
-        "wire_bytes": sum(_wire_bytes(r) for r in sound),
+        "wire_bytes": sum(wire_bytes),
         "tokens": sum(r["n_tokens"] for r in sound),
+        "text_tokens": sum(r["n_tokens"] for r in sound if r["codec"] == Codec.TEXT),
         "latents": sum(r["m"] for r in sound),
         "chunks": sum(r["n_chunks"] for r in sound),
         "truncated": sum(r["truncated"] for r in sound),
         "fallback": sum(bool(r["flags"] & wire.FALLBACK) for r in sound),
+        SPREAD: {name: Spread.of(found).to_json() for name, found in zip(SPREADS, values, strict=True)},
     }
 
 

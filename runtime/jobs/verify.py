@@ -13,7 +13,7 @@ from ...core.errors import InputError, LatentWireError
 from .commit import COMMITS, DATA, ERRORS, JOB, JobFolder
 from .sealed import read_sealed
 from .table import read_table
-from .totals import Totals
+from .totals import SPREAD, Totals, without_spread
 
 SHOWN: Final = 5
 
@@ -47,16 +47,15 @@ def _faults(folder: JobFolder, manifest: dict[str, Any]) -> Iterator[str]:
     if [s["shard"] for s in shards] != list(range(manifest["shard_count"])):
         yield f"{folder.path}: shards of the manifest are not 0 to {manifest['shard_count'] - 1}"
         return
-    yield from _record(folder.path / JOB, {k: v for k, v in manifest.items() if k not in ("shards", "totals")})
+    yield from _record(folder.path / JOB, {k: v for k, v in manifest.items() if k not in ("shards", "totals", SPREAD)})
     first, totals = 0, Totals()
     for facts in shards:
-        totals.add(facts)
-        yield from _record(folder.commit_file(facts["shard"]), facts)
+        yield from _commit(folder.commit_file(facts["shard"]), facts, totals)
         yield from _table(folder.part(facts["shard"]), facts, first)
         if facts["errors"]:
             yield from _bytes(folder.errors_part(facts["shard"]), facts["errors_bytes"], facts["errors_sha256"])
         first += facts["rows"]
-    if totals.to_json() != manifest["totals"]:
+    if (totals.to_json(), totals.spread()) != (manifest["totals"], manifest.get(SPREAD)):
         yield f"{folder.path}: totals of the manifest are not the sum of its shards"
     yield from _strangers(folder, shards)
 
@@ -65,6 +64,16 @@ def _record(path: Path, wanted: dict[str, Any]) -> Iterator[str]:
     try:
         if read_sealed(path) != wanted:
             yield f"{path}: differs from the manifest"
+    except (InputError, OSError) as e:
+        yield str(e)
+
+
+def _commit(path: Path, wanted: dict[str, Any], totals: Totals) -> Iterator[str]:
+    try:
+        found = read_sealed(path)
+        if without_spread(found) != wanted:
+            yield f"{path}: differs from the manifest"
+        totals.add(found)
     except (InputError, OSError) as e:
         yield str(e)
 
