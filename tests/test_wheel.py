@@ -75,6 +75,7 @@ def test_the_wheel_holds_exactly_the_tracked_files_of_the_packages(
         "WHEEL",
         "entry_points.txt",
         "licenses/LICENSE",
+        "licenses/reference/LICENSE-gemma.txt",
         "top_level.txt",
     }
 

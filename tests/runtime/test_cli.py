@@ -54,7 +54,8 @@ def test_compress_prints_totals_and_names_bad_rows(docs: str, toy_bundle: Path, 
     result = call("compress", docs, "-o", tmp_path / "out", "-b", toy_bundle)
     assert result.exit_code == 3
     assert "2 of 3" in result.stdout
-    assert "times the text" in result.stdout
+    assert "16 in place of 57 tokens" in result.stdout
+    assert "4.21 times larger" in result.stdout
     assert f"LW-2006 text longer than the encoder's window; {docs}:2 (id long)" in result.stderr
     steps = [json.loads(line)["step"] for line in result.stderr.splitlines() if line.startswith("{")]
     assert {"read input", "compress"} <= set(steps)

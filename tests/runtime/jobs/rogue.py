@@ -72,6 +72,11 @@ def break_down(spec: JobSpec) -> RogueEncoder:
     raise OSError("a library is missing")
 
 
+def dawdle(spec: JobSpec) -> RogueEncoder:
+    time.sleep(3600)
+    return RogueEncoder()
+
+
 def vanish(spec: JobSpec) -> RogueEncoder:
     os._exit(9)
 

@@ -199,7 +199,7 @@ def test_5012_and_others_workers_that_do_not_start(
 
 def test_5012_a_worker_that_is_never_ready(backends: Make, tmp_path: Path) -> None:
     with pytest.raises(LatentWireError) as caught:
-        run(texts(tmp_path), tmp_path / "out", backends(patience=Patience(start_s=0.0)))
+        run(texts(tmp_path), tmp_path / "out", backends(encoder="dawdle", patience=Patience(start_s=0.5)))
     assert caught.value.code == 5012
     assert "not ready" in caught.value.expected
 
@@ -277,7 +277,7 @@ def alive(pid: int) -> bool:
 def test_workers_die_with_their_parent(
     backends: Make, tmp_path: Path, ends: signal.Signals, root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    name = texts(tmp_path, *((i, f"slow {i}") for i in range(40)))
+    name = texts(tmp_path, *((i, f"slow {i}") for i in range(300)), count=300)
     folder = tmp_path / "out"
     env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), str(root), *sys.path])}
     parent = subprocess.Popen([sys.executable, "-c", PARENT, name, str(folder)], env=env, stderr=subprocess.DEVNULL)
