@@ -168,3 +168,9 @@ def test_continuing_needs_its_task_rows() -> None:
     with pytest.raises(ModelError, match=r"LW-3210 .*tasks"):
         Config(continue_share=0.5)
     assert Config(continue_share=0.5, tasks=TASKS).tasks == TASKS
+
+
+def test_configs_that_ship_are_sound(root: Path) -> None:
+    configs = {path.name: load(path) for path in (root / "reference").glob("train-*.toml")}
+    assert {"train-1.toml", "train-gpu.toml"} <= configs.keys()
+    assert all(span.end > span.start for config in configs.values() for span in config.spans())
