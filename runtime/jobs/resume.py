@@ -88,8 +88,10 @@ def open_job(
     require_free(folder.path)
     with job_faults(folder.path):
         disk.remove_tree(folder.path / TMP)
+        # Before anything is made: a command that is refused leaves no trace.
+        found = _own_job(folder, facts, overwrite)
         disk.make_folder(folder.path / TMP / attempt, sync=False)
-        job = _claim(folder, facts, attempt, overwrite)
+        job = found or _claim(folder, facts, attempt)
         done, totals = _check(folder, job["fingerprint"], shards, verify)
         finished = _finished(folder, len(done) == shards)
         if finished is None:
@@ -115,8 +117,8 @@ def is_sound(folder: JobFolder, facts: Mapping[str, Any], verify: VerifyName) ->
     return True
 
 
-def _claim(folder: JobFolder, facts: Mapping[str, Any], attempt: str, overwrite: bool) -> dict[str, Any]:
-    new = {**facts, "fsync": folder.sync}
+def _own_job(folder: JobFolder, facts: Mapping[str, Any], overwrite: bool) -> dict[str, Any] | None:
+    """What the folder's job.json says, where it is this job's; None: the folder is free, now at the latest."""
     path = folder.path / JOB
     if disk.size(path) is not None:
         found, other = _compare(path, facts, overwrite)
@@ -128,6 +130,11 @@ def _claim(folder: JobFolder, facts: Mapping[str, Any], attempt: str, overwrite:
             fix = "choose another folder, or pass --overwrite to replace that job"
             raise InputError(2109, what, where=str(folder.path), expected="; ".join(other), fix=fix)
         _remove_job(folder)
+    return None
+
+
+def _claim(folder: JobFolder, facts: Mapping[str, Any], attempt: str) -> dict[str, Any]:
+    new = {**facts, "fsync": folder.sync}
     folder.put_job(attempt, new)
     return new
 

@@ -117,7 +117,10 @@ def test_what_belongs_to_no_commit_is_removed(name: str, tmp_path: Path, golden:
 
 def test_2109_another_job_names_every_difference(name: str, tmp_path: Path, golden: dict[str, str]) -> None:
     out = tmp_path / "golden"
+    before = sorted(p.relative_to(out) for p in out.rglob("*"))
     error = stops(2109, 5, lambda: run_stub(stub_job(name, codec="i8"), out))
+    # A refused command leaves no trace.
+    assert sorted(p.relative_to(out) for p in out.rglob("*")) == before
     assert "options.codec: text in the folder, i8 asked for" in error.expected
     assert "table.codec" in error.expected
     with Path(name).open("a", encoding="utf-8") as file:
