@@ -149,9 +149,9 @@ def _python(target: Path) -> Path:
     return target / ("Scripts" if sys.platform == "win32" else "bin") / "python"
 
 
-def _run(*words: str) -> None:
+def _run(*words: str, cwd: Path | None = None) -> None:
     try:
-        done = subprocess.run(words, capture_output=True, text=True, timeout=TIMEOUT_S, check=False)
+        done = subprocess.run(words, capture_output=True, text=True, timeout=TIMEOUT_S, check=False, cwd=cwd)
     except subprocess.TimeoutExpired as e:
         raise Failed(f"{' '.join(words[:5])} took longer than {TIMEOUT_S} s") from e
     if done.returncode:
@@ -178,6 +178,15 @@ def _genai(target: Path, model: Path, llm: str) -> Options:
             _run(str(_python(target)), *builder, "-o", str(out), "-c", str(target / "cache"))
         options[f"onnxruntime-genai {precision}"] = {"folder": str(out), "precision": precision}
     return options
+
+
+def _optimum(target: Path, model: Path, llm: str) -> Options:
+    out = target / "models" / llm
+    if not (out / "model.onnx").exists():
+        shutil.rmtree(out, ignore_errors=True)
+        program = Path(__file__).parent / "peers" / "optimum_peer.py"
+        _run(str(_python(target)), "-m", f"peers.{program.stem}", str(model), str(out), cwd=program.parents[1])
+    return {"optimum-onnx": {"folder": str(out)}}
 
 
 def _llamacpp(target: Path, model: Path, llm: str) -> Options:
@@ -220,6 +229,22 @@ PEERS: Final[Mapping[str, Peer]] = {
         "onnxruntime_genai",
         ("onnxruntime-genai fp32", "onnxruntime-genai int4"),
         _genai,
+    ),
+    # Its pins shut out the transformers that the other rows use.
+    "optimum-onnx": Peer(
+        "optimum_peer",
+        (
+            "optimum-onnx==0.1.0",
+            "transformers==4.57.3",
+            "torch==2.13.0",
+            "onnxruntime==1.27.0",
+            "onnxscript==0.7.2",
+            "onnx==1.23.2",
+            "numpy==2.4.6",
+        ),
+        "optimum.onnxruntime",
+        ("optimum-onnx",),
+        _optimum,
     ),
     "llama.cpp": Peer("llamacpp_peer", ("xllamacpp==2026.10.11549",), "xllamacpp", ("llama.cpp",), _llamacpp),
 }

@@ -19,7 +19,7 @@ def ran(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, ...]
     commands: list[tuple[str, ...]] = []
     monkeypatch.setenv("LATENTWIRE_HOME", str(tmp_path))
     monkeypatch.setattr(peer_setup, "resolve", lambda llm: SimpleNamespace(path=tmp_path / "model"))
-    monkeypatch.setattr(peer_setup, "_run", lambda *words: commands.append(words))
+    monkeypatch.setattr(peer_setup, "_run", lambda *words, cwd=None: commands.append(words))
     return commands
 
 
@@ -37,10 +37,19 @@ def test_a_peer_is_made_once_and_found_again(ran: list[tuple[str, ...]]) -> None
     assert "run scripts/bench-peers --llm other" in str(peer_setup.find("transformers", "other").reason)
 
 
+def test_optimum_exports_with_its_own_program(ran: list[tuple[str, ...]], tmp_path: Path) -> None:
+    assert peer_setup.setup("optimum-onnx", "smollm2-135m") is None
+    out = tmp_path / "bench" / "optimum-onnx" / "models" / "smollm2-135m"
+    assert ran[-1][1:] == ("-m", "peers.optimum_peer", str(tmp_path / "model"), str(out))
+    (launch,) = launches.peer_launches(["optimum-onnx"], "smollm2-135m", 2)
+    assert launch.reason is None
+    assert launch.options["folder"] == str(out)
+
+
 def test_why_a_peer_cannot_be_installed_is_kept(
     ran: list[tuple[str, ...]], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    def failing(*words: str) -> None:
+    def failing(*words: str, cwd: Path | None = None) -> None:
         raise peer_setup.Failed("ERROR: No matching distribution found for xllamacpp")
 
     monkeypatch.setattr(peer_setup, "_run", failing)
