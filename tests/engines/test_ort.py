@@ -127,3 +127,19 @@ def test_step_that_does_not_fit(engine: OrtCpuEngine, monkeypatch: pytest.Monkey
     with pytest.raises(EnvironmentFault) as caught:
         engine.adapt(np.ones((1, 1, 3), np.float32))
     assert (caught.value.code, caught.value.where) == (5003, "adapter")
+
+
+def test_a_step_reuses_the_memory_of_the_one_before() -> None:
+    """No page is fetched from the kernel again for 64 MB that lie between two nodes."""
+    resource = pytest.importorskip("resource")
+    weights = numpy_helper.from_array(np.ones((4, 4096), np.float32), "w")
+    nodes = [helper.make_node("MatMul", ["x", "w"], ["wide"]), helper.make_node("ReduceSum", ["wide"], ["y"])]
+    session = open_session(model(nodes, [value("x", ["B", 4])], [value("y", [1, 1])], [weights]), 1)
+    given = {"x": np.ones((4096, 4), np.float32)}
+    faults = []
+    for _ in range(4):
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        session.run(None, given)
+        faults.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+    assert faults[0] > 4096, "the first run must touch it all"
+    assert max(faults[2:]) < 400
