@@ -56,7 +56,7 @@ def embeddings(engine: Engine, ids: I64) -> F32:
 
 def _nats(pipe: Pipeline, context: Context, question: str, answer: Sequence[int]) -> list[float]:
     engine, options = pipe.engine, GenerateOptions(max_new_tokens=len(answer) + 1)
-    request = pipe._request(context, question, options, "quality")
+    request = pipe.request(context, question, options, "quality")
     buffers = Generator(engine, pipe.tokenizer)._prefilled([request], options)
     found = []
     for token in answer:

@@ -111,7 +111,7 @@ class Pipeline:
 
     def stream(self, context: Context, prompt: str, options: GenerateOptions = _GENERATE) -> Iterator[str]:
         """One answer in pieces, as soon as they are certain; joined they are what ``generate`` returns."""
-        request = self._request(context, prompt, options, "prompt")
+        request = self.request(context, prompt, options, "prompt")
         return (piece for _, piece in self._generator.stream([request], options))
 
     def compress_rows(
@@ -137,6 +137,28 @@ class Pipeline:
         requests = [self._tried(i, c, p, options) for i, (c, p) in enumerate(zip(contexts, prompts, strict=True))]
         answers = iter(self._generator.answers([r for r in requests if isinstance(r, Request)], options, done))
         return [next(answers) if isinstance(r, Request) else r for r in requests]
+
+    def request(self, context: Context, prompt: str, options: GenerateOptions, where: str) -> Request:
+        """One prompt, ready for a generator.
+
+        Raises:
+            FrameError: 1101-1109 bytes that are no frame.
+            ModelError: 3101 frame of another encoder.
+            RowError: 2005-2009 a question that is empty or does not fit.
+        """
+        question = tuple(question_ids(self.tokenizer.encode, clean(prompt, where)))
+        if isinstance(context, bytes):
+            context = message.unpack(context)
+        if isinstance(context, Message):
+            self._check_encoder(context)
+        if isinstance(context, Message) and not context.is_text:
+            beside = tuple(verbatim_ids(self.tokenizer.encode, context.spans))
+            request = Request(self._latents(context), beside, question)
+        else:
+            text = context.text() if isinstance(context, Message) else clean(context, where)
+            request = Request(no_latents(), tuple(self.tokenizer.encode(text)), question)
+        self._generator.check(request, options, where)
+        return request
 
     def describe(self) -> dict[str, str]:
         """What computes, for the record of a job."""
@@ -170,7 +192,7 @@ class Pipeline:
 
     def _tried(self, index: int, context: Context, prompt: str, options: GenerateOptions) -> Request | LatentWireError:
         try:
-            return self._request(context, prompt, options, f"prompt {index}")
+            return self.request(context, prompt, options, f"prompt {index}")
         except LatentWireError as e:
             return e
 
@@ -187,21 +209,6 @@ class Pipeline:
         if context.is_codes and "dequantise" in self.bundle.manifest.graphs:
             return to_latents(self.engine, context.codes())
         return context.z()
-
-    def _request(self, context: Context, prompt: str, options: GenerateOptions, where: str) -> Request:
-        question = tuple(question_ids(self.tokenizer.encode, clean(prompt, where)))
-        if isinstance(context, bytes):
-            context = message.unpack(context)
-        if isinstance(context, Message):
-            self._check_encoder(context)
-        if isinstance(context, Message) and not context.is_text:
-            beside = tuple(verbatim_ids(self.tokenizer.encode, context.spans))
-            request = Request(self._latents(context), beside, question)
-        else:
-            text = context.text() if isinstance(context, Message) else clean(context, where)
-            request = Request(no_latents(), tuple(self.tokenizer.encode(text)), question)
-        self._generator.check(request, options, where)
-        return request
 
 
 def raised(found: Sequence[T | LatentWireError]) -> list[T]:
