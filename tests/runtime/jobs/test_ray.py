@@ -136,3 +136,28 @@ def test_the_command_line_brings_a_cluster_of_its_own(toy_bundle: Path, tmp_path
         done = subprocess.run(command, capture_output=True, text=True, timeout=500, check=False)
         assert done.returncode == 0, done.stderr
     assert contents(tmp_path / "none") == contents(tmp_path / "ray")
+
+
+def test_a_pipeline_of_ray_data(cluster: Any, toy_bundle: Path) -> None:
+    """The documented call: actors open the bundle, every row comes back with the local frames or its error."""
+    from latentwire.runtime.compress import Compressed
+    from latentwire.runtime.jobs.map_batches import Compressor
+    from latentwire.runtime.options import CompressOptions
+    from latentwire.runtime.pipeline import COMPRESS_PARTS, Pipeline
+
+    data: Any = importlib.import_module("ray.data")
+    rows = [{"n": n, "text": "" if n % 10 == 3 else f"text {n}"} for n in range(60)]
+    options = CompressOptions("f16")
+    ds = data.from_items(rows, override_num_blocks=4).map_batches(
+        Compressor, fn_constructor_args=(str(toy_bundle), options), batch_size=8, concurrency=2, batch_format="pyarrow"
+    )
+    found = {row["n"]: row for row in ds.take_all()}
+    made = Pipeline.open(toy_bundle, parts=COMPRESS_PARTS).compress_rows(
+        [str(row["text"]) for row in rows], options, [f"row {n}" for n in range(60)]
+    )
+    assert sorted(found) == list(range(60))
+    for n, result in enumerate(made):
+        if isinstance(result, Compressed):
+            assert (found[n]["frames"], found[n]["error_code"]) == (result.message.pack(), None)
+        else:
+            assert (found[n]["frames"], found[n]["error_code"]) == (None, "LW-2005")
