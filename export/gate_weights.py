@@ -16,6 +16,7 @@ from .lora import lora_of
 from .precision import Precision, precision
 from .quantize import Stored, kind, restore, stored
 from .shards import Shards
+from .smoothing import read_smoothing
 from .weights import HEAD, WeightReader
 
 Array = npt.NDArray[Any]
@@ -30,7 +31,7 @@ NARROW: Final = {"int8": 254.0, "w8": 255.0, "w4": 15.0, "fp8": 16.0}
 def check_weights(bundle: Bundle, llm: ModelFolder) -> Finding:
     """Plain dtypes hold the model's values, rounded; quantised ones lie within half a step of them.
 
-    The model's values are those that the bundle's LoRA, if it has one, makes of them.
+    The model's values are those that the bundle's LoRA, if it has one, makes of them, shifted as the file says.
 
     Raises:
         ParityError: 4010, naming the tensor.
@@ -38,6 +39,7 @@ def check_weights(bundle: Bundle, llm: ModelFolder) -> Finding:
     """
     form = precision(bundle.manifest.precision)
     config = read_config(llm.config, str(llm.path))
+    smoothing = read_smoothing(bundle.file("decoder.safetensors"), config)
     worst = 0.0
     with (
         WeightReader(llm.weights, config, lora_of(bundle)) as reader,
@@ -49,11 +51,12 @@ def check_weights(bundle: Bundle, llm: ModelFolder) -> Finding:
             outputs_first = what in ("head", "tied")
             for at, block in reader.blocks(name):
                 rest = parts
+                shifted = smoothing.apply(HEAD if outputs_first else name, at, block)
                 if parts[0].name == name:
-                    _check_plain(ours, parts[0], at, block)
+                    _check_plain(ours, parts[0], at, block if what == "tied" else shifted)
                     rest = parts[1:]
                 if rest:
-                    matrix = (block.T if outputs_first else block).astype(np.float32)
+                    matrix = (shifted.T if outputs_first else shifted).astype(np.float32)
                     worst = max(worst, _check_steps(ours, HEAD if outputs_first else name, at, matrix, rest, form))
         detail = f"{len(reader.sources)} tensors, matrices as {form.name}"
     if form.matmul == "plain":

@@ -158,8 +158,13 @@ def _figure(values: F64) -> dict[str, Any]:
 
 def demo_questions() -> list[Question]:
     """The packaged demo's: questions on passages of free text, one answer each."""
-    texts = {d["custom_id"]: d["text"] for d in _lines(DEMO / "documents.jsonl")}
+    texts = demo_texts()
     return [Question(texts[q["custom_id"]], q["question"], (q["answer"],)) for q in _lines(DEMO / "questions.jsonl")]
+
+
+def demo_texts() -> dict[str, str]:
+    """The packaged demo's documents by name."""
+    return {d["custom_id"]: d["text"] for d in _lines(DEMO / "documents.jsonl")}
 
 
 def read_questions(path: str, count: int) -> list[Question]:

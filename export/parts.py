@@ -17,6 +17,7 @@ from ..engines.byte_tokenizer import byte_tokenizer
 from ..engines.specs import adapter_spec, encoder_spec
 from ..models.folder import ModelFolder
 from ..models.store import resolve
+from .calibration import calibrate
 from .checkpoint import Adapter, Checkpoint, file_stem
 from .cross import write_cross
 from .cross_source import CrossSource
@@ -54,7 +55,8 @@ def write_llm(
     form = target.precision
     message(f"export: decoder of {llm.name}, {config.num_layers} layers, {form.name}")
     with WeightReader(llm.weights, config, lora) as reader:
-        layout = write_decoder(folder / "decoder.safetensors", reader, config, form)
+        smoothing = calibrate(reader, llm.tokenizer_path, folder) if form.matmul == "int8" else None
+        layout = write_decoder(folder / "decoder.safetensors", reader, config, form, smoothing)
     read = cross.place(folder, config.hidden_size, config.num_layers) if cross else None
     model = build_decoder(config, layout, form, target.flavour, target.capacity or "C", scales, read)
     save(model, folder / "decoder.onnx")

@@ -25,9 +25,10 @@ from .decoder import rope_tables
 from .external import Layout, read_layout
 from .families import DecoderConfig
 from .precision import Precision
-from .quantize import Stored, convert, kind, stored
+from .quantize import Kind, Stored, convert, kind, quantises_head, stored
 from .shards import DTYPES
-from .weights import WeightReader
+from .smoothing import ENDING, Smoothing
+from .weights import HEAD, WeightReader
 
 Array = npt.NDArray[Any]
 
@@ -116,26 +117,43 @@ class WeightFile:
             left, at = left[done:], at + done
 
 
-def write_decoder(path: Path, reader: WeightReader, config: DecoderConfig, precision: Precision) -> Layout:
+def write_decoder(
+    path: Path, reader: WeightReader, config: DecoderConfig, precision: Precision, smoothing: Smoothing | None = None
+) -> Layout:
     """All tensors of a decoder as ``precision`` stores them, and its rotation tables; memory stays at one block.
+
+    ``smoothing``: shifts that the weights take and that are stored beside them.
 
     Raises:
         ModelError: 3206 NaN, or a value that does not fit the narrower dtype; 3203, 3206 as ``WeightReader.blocks``.
         EnvironmentFault: 5004 no space, 5005 not permitted.
     """
+    smoothing = smoothing or Smoothing(config)
     kinds = {name: kind(name, tied=config.tied) for name in reader.sources}
     ropes = rope_tables(config)
     planned = [s for name, k in kinds.items() for s in stored(name, reader.shape(name), k, precision)]
     planned += [s for name, table in ropes.items() for s in stored(name, table.shape, "float", precision)]
-    with WeightFile(path, planned) as file, track("weights", file.size, "B") as progress:
+    with WeightFile(path, planned + smoothing.stored()) as file, track("weights", file.size, "B") as progress:
         for name, k in kinds.items():
             for at, block in reader.blocks(name):
-                for part, values in convert(name, block, k, precision).items():
+                for part, values in _values(name, k, at, block, precision, smoothing).items():
                     progress.advance(file.put(part, values, at))
         for name, table in ropes.items():
             for part, values in convert(name, table, "float", precision).items():
                 file.put(part, values)
+        for name, shift in smoothing.shifts.items():
+            file.put(name + ENDING, shift)
     return read_layout(path)
+
+
+def _values(
+    name: str, kind: Kind, at: int, block: Array, precision: Precision, smoothing: Smoothing
+) -> dict[str, Array]:
+    """Stored parts of a block; of a tied table its rows as they are, and as the head they serve as, shifted."""
+    if kind == "tied" and quantises_head(precision):
+        head = convert(HEAD, smoothing.apply(HEAD, at, block), "head", precision)
+        return convert(name, block, "table", precision) | head
+    return convert(name, smoothing.apply(name, at, block), kind, precision)
 
 
 def stream_table(path: Path, reader: WeightReader, source: str, name: str, scale: float) -> Layout:

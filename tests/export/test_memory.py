@@ -113,10 +113,13 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 
 @pytest.mark.parametrize(
     "precision",
-    ["fp16", "int8", pytest.param("fp32", marks=pytest.mark.slow), pytest.param("w4", marks=pytest.mark.slow)],
+    ["fp16", "w8", pytest.param("fp32", marks=pytest.mark.slow), pytest.param("w4", marks=pytest.mark.slow)],
 )
 def test_memory_does_not_grow_with_the_model(precision: str, models: list[Path], tmp_path: Path) -> None:
-    """Peak memory above the start against bytes written: slope at most 0.3, and never more than a few blocks."""
+    """Peak memory above the start against bytes written: slope at most 0.3, and never more than a few blocks.
+
+    int8 is not among them: it is calibrated, that is run, before it is written.
+    """
     found = [measure(model, tmp_path / "out", precision) for model in models]
     written = np.array([f["bytes"] for f in found]) / MB
     for peak in ("export", "check"):
