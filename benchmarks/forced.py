@@ -10,9 +10,10 @@ from collections.abc import Sequence
 import numpy as np
 
 from ..engines.base import F32, I64, Engine
-from ..runtime.generate import Generator
 from ..runtime.options import GenerateOptions
 from ..runtime.pipeline import Context, Pipeline
+from ..runtime.request import Sizes
+from ..runtime.scheduler.rows import Rows
 
 
 def greedy(engine: Engine, prompts: Sequence[Sequence[int]], new_tokens: int, batch: int) -> list[list[int]]:
@@ -57,7 +58,10 @@ def embeddings(engine: Engine, ids: I64) -> F32:
 def _nats(pipe: Pipeline, context: Context, question: str, answer: Sequence[int]) -> list[float]:
     engine, options = pipe.engine, GenerateOptions(max_new_tokens=len(answer) + 1)
     request = pipe.request(context, question, options, "quality")
-    buffers = Generator(engine, pipe.tokenizer)._prefilled([request], options)
+    rows = Rows(engine)
+    rows.open(1, _slots(engine, Sizes(engine).prompt(request) + options.max_new_tokens))
+    rows.prefill([(0, request)])
+    buffers = rows.buffers
     found = []
     for token in answer:
         scores = buffers.logits[0].astype(np.float64)

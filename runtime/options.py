@@ -75,24 +75,36 @@ class CompressOptions:
 
 @dataclass(frozen=True)
 class GenerateOptions:
-    """How answers are made. Decoding is greedy.
+    """How answers are made. Decoding is greedy unless ``temperature`` is above 0.
 
     Attributes:
         max_new_tokens: longest answer in tokens of the LLM.
         stop: an answer ends before the first of these strings.
         batch_size: most prompts that run together.
         kv_bytes: most memory for keys and values of one batch, bytes; long prompts run in smaller batches.
+        temperature: logits are divided by it before a token is drawn; 0: always the likeliest.
+        top_k: draw among so many likeliest tokens; 0: all.
+        top_p: draw among the likeliest tokens that together have this probability.
+        seed: of the draws; with the same seed a request is answered the same, whatever runs beside it.
     """
 
     max_new_tokens: int = 16
     stop: tuple[str, ...] = ("\n",)
     batch_size: int = 16
     kv_bytes: int = 512 << 20
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+    seed: int = 0
 
     def __post_init__(self) -> None:
         _within("max_new_tokens", self.max_new_tokens, 1, 4096)
         _within("batch_size", self.batch_size, 1, 4096)
         _within("kv_bytes", self.kv_bytes, 1, 1 << 50)
+        _within("temperature", self.temperature, 0, 100)
+        _within("top_k", self.top_k, 0, 1 << 20)
+        _within("top_p", self.top_p, 1e-6, 1)
+        _within("seed", self.seed, 0, (1 << 63) - 1)
         if "" in self.stop:
             raise InputError(2111, "an empty stop string would end every answer", where="option stop")
 

@@ -24,11 +24,12 @@ from . import message, wire
 from .answer import Answer
 from .compress import Compressed, compress
 from .encode import clean
-from .generate import Generator, Request, no_latents
+from .generate import Generator
 from .memory import Room
 from .message import Message
 from .options import CompressOptions, GenerateOptions
 from .quantise import to_latents
+from .request import Request, no_latents
 from .tokenizer import TextTokenizer
 
 if TYPE_CHECKING:
@@ -129,7 +130,7 @@ class Pipeline:
     ) -> list[Answer | LatentWireError]:
         """As ``generate``, with counts, and with an error in the place of a request that has one.
 
-        ``done`` hears how many requests each finished batch held.
+        ``done`` hears how many requests were finished, as they are.
         """
         if len(contexts) != len(prompts):
             expected = f"expected one prompt for each context, got {len(prompts)} for {len(contexts)}"
@@ -157,8 +158,12 @@ class Pipeline:
         else:
             text = context.text() if isinstance(context, Message) else clean(context, where)
             request = Request(no_latents(), tuple(self.tokenizer.encode(text)), question)
-        self._generator.check(request, options, where)
+        self.check(request, options, where)
         return request
+
+    def check(self, request: Request, options: GenerateOptions, where: str) -> None:
+        """Refuse a prompt that leaves no room for its answer. Raises RowError 2006."""
+        self._generator.check(request, options, where)
 
     def describe(self) -> dict[str, str]:
         """What computes, for the record of a job."""
