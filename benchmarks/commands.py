@@ -111,7 +111,7 @@ def set_up_peers(names: Sequence[str], llm: str, again: bool) -> int:
 
 def count(bundle: Path | None, renew: Path | None, as_json: bool) -> int:
     """Count, then compare with the stored counts or store them. Returns 0, or 5 where something differs."""
-    found = counts.measure(bundle or _default_bundle("smollm2-135m"))
+    found = counts.measure(bundle or _default_bundle("smollm2-135m", "fp32"))
     if renew:
         atomic_write_json(renew, found)
         message(f"wrote {renew}")
@@ -124,10 +124,10 @@ def count(bundle: Path | None, renew: Path | None, as_json: bool) -> int:
     return EXIT_MISMATCH if changed else EXIT_OK
 
 
-def _default_bundle(llm: str) -> Path:
+def _default_bundle(llm: str, precision: str = "int8") -> Path:
     from ..runtime.demo import ready_bundle
 
-    return ready_bundle(llm)
+    return ready_bundle(llm, precision)
 
 
 def refuse_own_failure(report: Report, plan: Plan) -> None:

@@ -25,7 +25,8 @@ def export_command(
     llm: Annotated[str, typer.Option(help="A name from `models list`, a folder, or hf:org/name.")] = "smollm2-135m",
     target: Annotated[TargetKind, typer.Option(help="tensorrt and tensorrt-rtx also compile the graphs.")] = "onnx",
     precision: Annotated[
-        Form | None, typer.Option(help="Of the decoder. Default: fp32; fp16 for TensorRT.", show_default=False)
+        Form | None,
+        typer.Option(help="Of the decoder; fp32 is exact. Default: int8; fp16 for TensorRT.", show_default=False),
     ] = None,
     flavour: Annotated[
         Attention | None, typer.Option(help="Attention node. Default: dual, for all engines.", show_default=False)
@@ -70,7 +71,7 @@ def export_command(
 
       latentwire export reference -o bundle/
 
-      latentwire export reference -o small/ --precision int8
+      latentwire export reference -o exact/ --precision fp32
 
       latentwire export reference -o rtx/ --target tensorrt-rtx --gpu sm_89,sm_120
 

@@ -19,6 +19,9 @@ COMPILED: Final = ("tensorrt", "tensorrt-rtx")
 COMPILED_PRECISIONS: Final = ("fp16", "bf16", "fp8")
 """TensorRT's fused attention has no fp32 kernel, and its parser knows neither MatMulInteger nor MatMulNBits."""
 
+FAST: Final = "int8"
+"""For ONNX Runtime on the CPU unless asked otherwise; fp32 is the exact form."""
+
 CAPACITY: Final = 512
 """Cache slots of a compiled decoder unless asked otherwise: a text of about 400 tokens, a question and an answer."""
 BATCH: Final = 64
@@ -75,7 +78,7 @@ def choose(wishes: Wishes) -> Target:
         raise _bad("--target", wishes.kind, " or ".join(KINDS))
     kind: Kind = wishes.kind
     compiled = kind in COMPILED
-    form = precision(wishes.precision or ("fp16" if compiled else "fp32"))
+    form = precision(wishes.precision or ("fp16" if compiled else FAST))
     if compiled and form.name not in COMPILED_PRECISIONS:
         raise _bad(f"--target {kind} --precision", form.name, " or ".join(COMPILED_PRECISIONS))
     flavour = wishes.flavour or "dual"
@@ -98,7 +101,7 @@ def choose(wishes: Wishes) -> Target:
 
 
 PLAIN: Final = Target("onnx", PRECISIONS["fp32"], "dual", 0, BATCH, 0, ())
-"""What ``latentwire export`` makes unless asked otherwise."""
+"""The exact form: the model's own numbers, on every engine but TensorRT."""
 
 
 def _bad(option: str, came: object, expected: str) -> InputError:

@@ -19,7 +19,7 @@ from contextlib import ExitStack
 from dataclasses import asdict
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from ..core.console import is_quiet, message, print_json, track
 from ..core.errors import EXIT_OK, BundleError, EnvironmentFault
@@ -32,6 +32,10 @@ from .options import CompressOptions, GenerateOptions, Machine
 from .pipeline import Pipeline, raised
 from .rates import Rate, alternate
 
+FAST: Final = "int8"
+EXACT: Final = "fp32"
+"""Precisions of the decoder: on the CPU, and on other devices, which have no fast kernels for int8."""
+
 
 def run(llm: str, keep: Path | None, rounds: int, machine: Machine, as_json: bool) -> int:
     """Do it all and print it.
@@ -42,7 +46,7 @@ def run(llm: str, keep: Path | None, rounds: int, machine: Machine, as_json: boo
     """
     with ExitStack() as stack:
         work = _folder(keep) if keep else Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="latentwire-")))
-        bundle = ready_bundle(llm)
+        bundle = ready_bundle(llm, FAST if machine.device == "cpu" else EXACT)
         documents, questions = _read("documents.jsonl"), _read("questions.jsonl")
         answers, wire = send(bundle, work, machine)
         with Pipeline.open(bundle, verify="size", **asdict(machine)) as pipe:
@@ -59,19 +63,20 @@ def run(llm: str, keep: Path | None, rounds: int, machine: Machine, as_json: boo
     return EXIT_OK
 
 
-def ready_bundle(llm: str) -> Path:
-    """The shipped checkpoint, exported for ``llm``; made once, verified every time."""
+def ready_bundle(llm: str, precision: str = FAST) -> Path:
+    """The shipped checkpoint, exported for ``llm``; made once for each precision, verified every time."""
     meta = _reference()
     parts = [meta["encoder"]["fingerprint"], meta["adapters"].get(llm, {}).get("fingerprint", "")]
     key = hashlib.sha256("".join(parts).encode()).hexdigest()[:12]
-    path = home() / "bundles" / f"reference-{llm.replace('/', '-').replace(':', '-')}-{key}"
+    path = home() / "bundles" / f"reference-{llm.replace('/', '-').replace(':', '-')}-{precision}-{key}"
     try:
         read_bundle(path)
     except BundleError as e:
         if path.exists():
             message(f"{e}: exporting again")
         call("models", "add", llm)
-        call("export", "reference", "--llm", llm, "--out", str(path), *(["--overwrite"] if path.exists() else []))
+        how = ["--precision", precision, "--measure", "none", *(["--overwrite"] if path.exists() else [])]
+        call("export", "reference", "--llm", llm, "--out", str(path), *how)
     return path
 
 
@@ -158,6 +163,7 @@ def _facts(pipe: Pipeline, rounds: int) -> dict[str, Any]:
     return {
         "engine": pipe.engine.name,
         "llm": llm.name,
+        "precision": pipe.bundle.manifest.precision,
         "batch_size": GenerateOptions().batch_size,
         "max_new_tokens": GenerateOptions().max_new_tokens,
         "rounds": rounds,

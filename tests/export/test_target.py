@@ -9,7 +9,9 @@ from latentwire.export.target import PLAIN, Wishes, choose
 
 
 def test_defaults() -> None:
-    assert choose(Wishes()) == PLAIN
+    assert choose(Wishes(precision="fp32")) == PLAIN
+    fast = choose(Wishes())
+    assert (fast.kind, fast.precision.name, fast.flavour, fast.capacity) == ("onnx", "int8", "dual", 0)
     compiled = choose(Wishes("tensorrt-rtx", gpus=("sm_89",)))
     assert (compiled.precision.name, compiled.flavour, compiled.capacity) == ("fp16", "dual", 512)
     assert (compiled.batch, compiled.length, compiled.gpus) == (64, 512, ("sm_89",))

@@ -111,7 +111,7 @@ def test_the_whole_run(
     toy_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     configure(quiet=True)
-    monkeypatch.setattr(demo, "ready_bundle", lambda llm: toy_bundle)
+    monkeypatch.setattr(demo, "ready_bundle", lambda llm, precision: toy_bundle)
     documents = [{**d, "text": d["text"][:90]} for d in read("documents.jsonl")[:3]]
     kept = {"documents.jsonl": documents, "questions.jsonl": read("questions.jsonl")[:3]}
     data = {name: "".join(json.dumps(row) + "\n" for row in rows).encode() for name, rows in kept.items()}
