@@ -17,8 +17,8 @@ from ..engines.base import F32, Engine
 from ..engines.checks import filled
 from .choices import TooLong
 from .memory import Room
+from .micro_batches import micro_batches
 from .options import MAX_TEXT_BYTES
-from .slots import micro_batches
 
 CHOICES = "pass --on-too-long truncate (keeps the start) or chunk (sends several frames), or shorten the text"
 

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from latentwire.runtime.answer import Growing
-from latentwire.runtime.slots import Slots, micro_batches
+from latentwire.runtime.micro_batches import micro_batches
 
 EOS = 257
 
@@ -75,22 +75,10 @@ def test_pieces_joined_are_the_text(data: bytes, stop: tuple[str, ...], limit: i
     assert not any(s.strip() and s in growing.text for s in stop)
 
 
-@given(
-    lengths=st.lists(st.integers(1, 50), max_size=30), size=st.integers(1, 8), positions=st.none() | st.integers(1, 200)
-)
-def test_micro_batches(lengths: list[int], size: int, positions: int | None) -> None:
-    batches = micro_batches(lengths, size, positions)
+@given(lengths=st.lists(st.integers(1, 50), max_size=30), size=st.integers(1, 8))
+def test_micro_batches(lengths: list[int], size: int) -> None:
+    batches = micro_batches(lengths, size)
     assert sorted(i for b in batches for i in b) == list(range(len(lengths)))
-    flat = [lengths[i] for b in batches for i in b]
-    assert flat == sorted(lengths, reverse=True)
-    for batch in batches:
-        assert len(batch) <= size
-        assert positions is None or len(batch) == 1 or len(batch) * lengths[batch[0]] <= positions
-
-
-def test_slots() -> None:
-    slots = Slots([5, 7, 9])
-    assert slots.running == [0, 1, 2]
-    slots.finish(1)
-    assert slots.running == [0, 2]
-    assert slots.requests == (5, 7, 9)
+    assert [lengths[i] for b in batches for i in b] == sorted(lengths, reverse=True)
+    assert all(len(b) == size for b in batches[:-1])
+    assert all(len(b) <= size for b in batches)

@@ -21,7 +21,7 @@ from latentwire.runtime.pipeline import Pipeline
 from latentwire.runtime.request import Request
 from latentwire.runtime.scheduler.service import Service
 
-from .conftest import TEXTS
+from ..conftest import TEXTS
 
 LONG = GenerateOptions(max_new_tokens=60, stop=())
 
