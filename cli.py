@@ -22,6 +22,7 @@ COMMANDS: dict[str, str] = {
     "compress": "latentwire.runtime.cli",
     "jobs": "latentwire.runtime.jobs.cli",
     "generate": "latentwire.runtime.cli",
+    "serve": "latentwire.runtime.server.cli",
     "inspect": "latentwire.runtime.cli",
     "engines": "latentwire.runtime.cli",
     "export": "latentwire.export.cli",

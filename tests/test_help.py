@@ -9,7 +9,19 @@ from pathlib import Path
 
 import pytest
 
-HEAVY = ["torch", "transformers", "onnxruntime", "onnx", "pyarrow", "tokenizers", "gguf", "ray", "tensorrt"]
+HEAVY = [
+    "torch",
+    "transformers",
+    "onnxruntime",
+    "onnx",
+    "pyarrow",
+    "tokenizers",
+    "gguf",
+    "ray",
+    "tensorrt",
+    "fastapi",
+    "uvicorn",
+]
 
 WALK = """
 import json, sys

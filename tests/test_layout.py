@@ -32,6 +32,7 @@ ANYWHERE = {"numpy", "rich"}
 FENCES: dict[str, list[str]] = {
     "accelerate": ["training/*"],
     "cuda": ["engines/trt_cuda.py"],
+    "fastapi": ["runtime/server/app.py"],
     "gguf": ["models/*"],
     "google": ["export/*"],  # protobuf, which onnx brings
     "google_crc32c": ["runtime/*"],
@@ -50,9 +51,12 @@ FENCES: dict[str, list[str]] = {
     "platformdirs": ["models/*", "core/*"],
     "psutil": ["benchmarks/*", "training/*"],
     "fsspec": ["runtime/jobs/remote.py"],
+    "prometheus_client": ["runtime/server/metrics.py"],
     "pyarrow": ["runtime/jobs/*", "training/data*"],
+    "pydantic": ["runtime/server/schema.py"],
     "ray": ["runtime/jobs/ray_backend.py"],
     "safetensors": ["runtime/jobs/export_rows.py", "models/*", "engines/*", "export/*", "training/*"],
+    "starlette": ["runtime/server/*"],
     "tensorboard": ["training/*"],
     "tensorrt": ["engines/trt*", "export/plan.py", "export/audit.py"],
     "tensorrt_rtx": ["engines/trt*", "export/plan.py", "export/audit.py"],
@@ -60,6 +64,7 @@ FENCES: dict[str, list[str]] = {
     "torch": ["training/*", "export/*", "engines/torch_*.py", "engines/trt_torch.py", "benchmarks/peers/*"],
     "transformers": ["training/*", "export/*", "benchmarks/peers/*"],
     "typer": ["cli.py", "*/cli.py", "runtime/flags.py", "runtime/jobs/rows_cli.py"],
+    "uvicorn": ["runtime/server/run.py", "runtime/server/protocol.py"],
     "xllamacpp": ["benchmarks/peers/llamacpp_peer.py"],
     "zstandard": ["runtime/*", "training/evaluation/sizes.py"],
 }
