@@ -41,10 +41,11 @@ class Graph:
     Args:
         name: of the graph.
         layout: tensors of the weight file, which ``weight`` may name; None for a graph without one.
+        prefix: of fresh names, for nodes that join another graph's.
     """
 
-    def __init__(self, name: str, layout: Layout | None = None) -> None:
-        self.name = name
+    def __init__(self, name: str, layout: Layout | None = None, prefix: str = "") -> None:
+        self.name, self.prefix = name, prefix
         self.layout = layout
         self.nodes: list[onnx.NodeProto] = []
         self.initializers: dict[str, onnx.TensorProto] = {}
@@ -99,7 +100,7 @@ class Graph:
 
     def _fresh(self, op_type: str) -> str:
         self._count[op_type] = self._count.get(op_type, 0) + 1
-        return f"{op_type.lower()}_{self._count[op_type]}"
+        return f"{self.prefix}{op_type.lower()}_{self._count[op_type]}"
 
 
 def _value(spec: TensorSpec) -> onnx.ValueInfoProto:

@@ -26,6 +26,7 @@ from .external import Layout, read_layout
 from .families import DecoderConfig
 from .features import write_features
 from .graph import save
+from .lookup import quicken
 from .lora import Lora
 from .model_config import read_llm
 from .modules import TABLE, place_module
@@ -110,3 +111,5 @@ def write_adapter(
     spec = adapter_spec(checkpoint.encoder.d_z, config.hidden_size)
     features = write_features(checkpoint, adapter, folder)
     place_module(graph, weights, folder / "adapter.onnx", tables, spec, features)
+    if target.precision.matmul == "int8":
+        quicken(folder, checkpoint.encoder.d_z)
