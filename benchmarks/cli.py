@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -11,6 +11,8 @@ from ..runtime.choices import BackendName, CodecName
 
 app = typer.Typer(help="Measure speed, memory and quality beside other runtimes.", no_args_is_help=True)
 
+
+ArrivalsName = Literal["poisson", "bursty"]
 
 Bundles = Annotated[
     list[Path] | None,
@@ -169,6 +171,129 @@ def counts_command(
         from .commands import count
 
         return count(bundle, renew, as_json)
+
+    configure(quiet=quiet or None, debug=debug or None)
+    run_cli(body)
+
+
+@app.command("serve")
+def serve_command(
+    url: Annotated[str, typer.Argument(help="Of a running `latentwire serve`, with /v1.", metavar="URL")],
+    clients: Annotated[
+        list[int] | None, typer.Option(min=1, max=4096, help="Clients at once; may be given again. Default: 1, 8, 64.")
+    ] = None,
+    requests: Annotated[int, typer.Option(min=1, max=1_000_000, help="Of each number of clients.")] = 200,
+    new_tokens: NewTokens = None,
+    data: Data = None,
+    api_key: Annotated[
+        str | None, typer.Option(envvar="LATENTWIRE_API_KEY", help="If the server asks for one.")
+    ] = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Put a bounded load on a running server: milliseconds, refusals, and
+    whether every request was answered.
+
+    Streams answers about frames that the server makes of the benchmark's
+    texts. Refused requests are sent again after `Retry-After`.
+
+    Exit status: 0 all answered, 3 some were lost.
+
+    Example:
+
+      latentwire bench serve http://127.0.0.1:8000/v1 --clients 1 --clients 100
+    """
+    from ..core.console import configure, run_cli
+
+    def body() -> int:
+        from .commands import serve_load
+        from .serving import Load
+
+        what = Load(url, tuple(clients or (1, 8, 64)), requests, new_tokens or 16, api_key)
+        return serve_load(what, data, as_json)
+
+    configure(quiet=quiet or None, debug=debug or None)
+    run_cli(body)
+
+
+@app.command("simulate")
+def simulate_command(
+    bundle: Annotated[
+        Path | None, typer.Option("--bundle", "-b", help="Time the steps of this one.", show_default=False)
+    ] = None,
+    cost: Annotated[
+        tuple[float, float, float, float] | None,
+        typer.Option(
+            help="Instead of --bundle, in ms: a prefill, each position of it, a decode, each row of it.",
+            show_default=False,
+        ),
+    ] = None,
+    trace: Annotated[
+        Path | None,
+        typer.Option(help="JSONL with `at` (seconds), `prompt`, `new_tokens` and `limit` a line.", show_default=False),
+    ] = None,
+    arrivals: Annotated[ArrivalsName, typer.Option(help="Without --trace: how requests come.")] = "poisson",
+    requests: Annotated[int, typer.Option(min=1, max=20_000_000, help="How many.")] = 100_000,
+    rate: Annotated[
+        float | None, typer.Option(min=1e-6, help="Requests a second. Default: see --load.", show_default=False)
+    ] = None,
+    load: Annotated[float, typer.Option(min=0.01, max=10, help="Share of what full rows could do.")] = 0.8,
+    prompt: Annotated[int, typer.Option(min=2, max=1024, help="Median positions of a prompt.")] = 51,
+    mean_tokens: Annotated[float, typer.Option(min=1, max=1024, help="Mean tokens of an answer.")] = 6,
+    new_tokens: Annotated[int, typer.Option(min=1, max=1024, help="Most tokens of an answer.")] = 16,
+    rows: Annotated[int, typer.Option(min=1, max=4096, help="Of each engine.")] = 16,
+    engines: Annotated[int, typer.Option(min=1, max=10_000, help="Engines that share the requests.")] = 1,
+    waiting: Annotated[
+        int | None, typer.Option(min=1, help="Most requests that wait at an engine.", show_default=False)
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of the requests.")] = 0,
+    threads: Threads = None,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Folder for files.", show_default=False)] = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Waiting times under load: refilled rows against whole batches.
+
+    Runs the scheduler itself on made-up or recorded requests, for one engine
+    or a cluster of them; only the time of a step is computed, from costs
+    measured on a bundle.
+
+    Examples:
+
+      latentwire bench simulate --bundle bundle/ --arrivals bursty
+
+      latentwire bench simulate --cost 10 0.9 30 3 --engines 64 --requests 1000000
+    """
+    from ..core.console import configure, run_cli
+
+    def body() -> int:
+        from .simulation import Asked, run
+        from .step_cost import Cost
+        from .traces import Sizes
+
+        sizes = Sizes(prompt, new=mean_tokens, limit=new_tokens)
+        given = Cost(*cost) if cost else None
+        return run(
+            Asked(
+                bundle,
+                given,
+                trace,
+                arrivals,
+                requests,
+                rate,
+                load,
+                sizes,
+                rows,
+                engines,
+                waiting,
+                threads,
+                seed,
+                out,
+                as_json,
+            )
+        )
 
     configure(quiet=quiet or None, debug=debug or None)
     run_cli(body)

@@ -6,13 +6,14 @@ In: an ``Asked``. Out: reports on stdout and in files. The benchmarks themselves
 from __future__ import annotations
 
 import datetime
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
 from ..core.console import message, print_json, print_table
-from ..core.errors import EXIT_MISMATCH, EXIT_OK, EnvironmentFault
+from ..core.errors import EXIT_MISMATCH, EXIT_OK, EXIT_ROW_ERRORS, EnvironmentFault
 from ..core.files import atomic_write_json
 from ..core.processors import usable_processors
 from ..engines.bundle import read_bundle
@@ -26,6 +27,7 @@ from .quality import quality
 from .report import Report, write
 from .roofline import roofline
 from .scaling import scaling
+from .serving import Load, load
 from .throughput import throughput
 
 KINDS: Final[Mapping[str, Callable[[Plan], Report]]] = {
@@ -122,6 +124,28 @@ def count(bundle: Path | None, renew: Path | None, as_json: bool) -> int:
     for line in changed:
         message(line)
     return EXIT_MISMATCH if changed else EXIT_OK
+
+
+def serve_load(what: Load, data: Path | None, as_json: bool) -> int:
+    """Load a running server and print a row for each number of clients. Returns 0, or 3 where requests were lost."""
+    rows = load(what, load_inputs(data))
+    if as_json:
+        print_json({"kind": "serve", "rows": rows, "machine": machine.machine(), "load": machine.load()})
+    else:
+        columns = ["clients", "answered", "a minute", "first token ms p50/p95/p99", "answer ms p50/p95/p99"]
+        shown = [[r["clients"], r["answered"], round(r["a_minute"]), *map(_percentiles, _times(r))] for r in rows]
+        ends = [[json.dumps(r["refused"]), r["lost"], r["differing"]] for r in rows]
+        table = [[*start, *end] for start, end in zip(shown, ends, strict=True)]
+        print_table([*columns, "refused", "lost", "differing"], table)
+    return EXIT_ROW_ERRORS if any(row["lost"] for row in rows) else EXIT_OK
+
+
+def _times(row: dict[str, Any]) -> list[dict[str, float | None]]:
+    return [row["first_token_ms"], row["answer_ms"]]
+
+
+def _percentiles(found: dict[str, float | None]) -> str:
+    return " / ".join("-" if value is None else f"{value:.0f}" for value in found.values())
 
 
 def _default_bundle(llm: str, precision: str = "int8") -> Path:

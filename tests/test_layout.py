@@ -36,6 +36,7 @@ FENCES: dict[str, list[str]] = {
     "gguf": ["models/*"],
     "google": ["export/*"],  # protobuf, which onnx brings
     "google_crc32c": ["runtime/*"],
+    "httpx": ["benchmarks/serving.py"],
     "huggingface_hub": ["models/*"],
     "matplotlib": ["training/*", "benchmarks/*"],
     "ml_dtypes": ["core/*", "models/*", "export/*", "engines/*"],
@@ -74,7 +75,7 @@ LAZY_LIBRARIES = {
     ("torch", "export/*"),
     ("transformers", "export/*"),
     ("onnxscript", "export/*"),
-    *((lib, "benchmarks/*") for lib in ("torch", "transformers", "onnx", "matplotlib")),
+    *((lib, "benchmarks/*") for lib in ("torch", "transformers", "onnx", "matplotlib", "httpx")),
 }
 """Allowed inside functions only."""
 
