@@ -61,6 +61,8 @@ def _panels(report: Mapping[str, Any]) -> list[Panel]:
         return [lambda axis, n=name, p=points: _curve(axis, n, p) for name, points in data["curves"].items()]  # type: ignore[misc]
     if report["kind"] == "latency" and data["rows"]:
         return [lambda axis: _latency(axis, data["rows"])]
+    if report["kind"] == "simulate":
+        return [lambda axis: _waits(axis, data)]
     return []
 
 
@@ -124,4 +126,16 @@ def _latency(axis: Any, rows: Sequence[Mapping[str, Any]]) -> None:
     axis.set_xlabel("milliseconds, one request at a time")
     axis.set_title("latency")
     axis.tick_params(axis="y", labelsize=8)
+    axis.legend(fontsize=7)
+
+
+def _waits(axis: Any, data: Mapping[str, Any]) -> None:
+    names = list(data["policies"])
+    for offset, (what, colour) in enumerate((("p50", "tab:blue"), ("p99", "tab:orange"))):
+        values = [data["policies"][name]["answer_ms"][what] or 0 for name in names]
+        axis.barh([i + 0.4 * offset for i in range(len(names))], values, 0.4, color=colour, label=what)
+    axis.set_yticks([i + 0.2 for i in range(len(names))], names)
+    axis.set_xscale("log")
+    axis.set_xlabel("milliseconds from arrival to the whole answer, simulated")
+    axis.set_title(f"{data['trace']}, {data['rate']:,.1f} requests a second")
     axis.legend(fontsize=7)
