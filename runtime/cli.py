@@ -1,4 +1,4 @@
-"""``latentwire compress | generate | inspect | demo``: options and output only; the runtime does the work."""
+"""``latentwire compress | generate | inspect | engines | doctor | demo``: options and output only; the runtime does the work."""
 
 from __future__ import annotations
 
@@ -122,6 +122,37 @@ def engines_command(as_json: Json = False, debug: Debug = False) -> None:
         from . import commands
 
         return commands.engines(as_json)
+
+    run_body(body, False, debug)
+
+
+@app.command("doctor")
+def doctor_command(
+    bundle: Annotated[
+        Path | None, typer.Option("--bundle", "-b", help="Also compress and answer with this bundle, on each engine.")
+    ] = None,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Say what is installed, what works on this machine, and what to
+    install for the rest.
+
+    Engines are tried, not guessed: each computes something, and a toy
+    bundle is compressed for and answered.
+
+    Exit status: 0 bundles run here, 6 they do not.
+
+    Examples:
+
+      latentwire doctor
+
+      latentwire doctor --bundle bundle/ --json
+    """
+
+    def body() -> int:
+        from .doctor import doctor
+
+        return doctor(bundle, as_json)
 
     run_body(body, False, debug)
 

@@ -1,4 +1,4 @@
-"""``latentwire train`` and ``latentwire eval``: options and output only."""
+"""``latentwire train | adapt | eval | diagnose``: options and output only."""
 
 from __future__ import annotations
 
@@ -68,6 +68,105 @@ def train_command(
 
     configure(quiet=quiet or None, debug=debug or None)
     run_cli(body)
+
+
+@app.command("adapt")
+def adapt_command(
+    context: typer.Context,
+    llm: Annotated[str, typer.Option(help="The LLM: a name from `models list`, a folder, or hf:org/name.")],
+    data: Annotated[
+        list[Path] | None, typer.Option("--data", "-d", help="Questions, JSONL or JSONL.gz; may be repeated.")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="Run folder. If it holds this run, that run goes on.")
+    ] = None,
+    checkpoint: Annotated[str, typer.Option(help="Whose encoder: a folder, or `reference`.")] = "reference",
+    eval_data: Annotated[
+        list[Path] | None, typer.Option(help="Held-out questions. Default: one context in ten of the data.")
+    ] = None,
+    prose: Annotated[
+        list[Path] | None, typer.Option(help="Passages, Parquet. Default: the contexts of the questions.")
+    ] = None,
+    steps: Annotated[int, typer.Option(min=1, help="Optimiser steps.")] = 200,
+    batch: Annotated[int, typer.Option(min=1, help="Texts in a step.")] = 16,
+    micro_batch: Annotated[int, typer.Option(min=1, help="Texts computed at once; fewer take less memory.")] = 8,
+    questions: Annotated[int, typer.Option("--questions", "-n", min=2, help="Held-out questions asked.")] = 160,
+    precision: Annotated[Literal["fp32", "bf16"], typer.Option(help="Of the frozen LLM.")] = "bf16",
+    device: Annotated[Literal["auto", "cpu", "cuda"], typer.Option(help="auto: a GPU where there is one.")] = "auto",
+    seed: Annotated[int, typer.Option(help="Of the order of the data.")] = 0,
+    threads: Annotated[int, typer.Option(min=0, help="Computing threads; 0: torch's own choice.")] = 0,
+    export: Annotated[Path | None, typer.Option(help="If the verdict is go, also export this bundle.")] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Tell parameters, memory and time; needs no data and no weights.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="JSON on stdout, for programs.")] = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Teach one more LLM to read the latents of an encoder that stays as it is.
+
+    Trains a new adapter alone, then asks held-out questions and says whether
+    the LLM reads the latents: against no context, the first tokens, another
+    text's latents and the full text. Frames that were sent before can be
+    read by the new LLM too. The same command again goes on where it was
+    stopped. Exit status 5 where the verdict is no-go.
+
+    Examples:
+
+      latentwire adapt --llm hf:Qwen/Qwen2.5-7B --dry-run
+
+      latentwire adapt --llm gemma-3-270m -d train.jsonl.gz -o runs/gemma
+
+      latentwire adapt --llm models/mine -d q.jsonl -o runs/m --export bundle/
+    """
+    if not dry_run and not (data and out):
+        raise typer.BadParameter("give --data and --out, or --dry-run")
+
+    from ..core.console import configure, message, run_cli
+    from ..core.errors import EXIT_MISMATCH, EXIT_OK
+    from ..core.extras import needs
+
+    def body() -> int:
+        with needs("train"):
+            from .adapt import Request, adapt
+            from .adapt_preview import preview
+        request = Request(
+            llm,
+            checkpoint,
+            data or (),
+            out or Path(),
+            eval_data or (),
+            prose or (),
+            steps,
+            batch,
+            micro_batch,
+            questions,
+            precision,
+            device,
+            seed,
+            threads,
+        )
+        if dry_run:
+            preview(request, as_json)
+            return EXIT_OK
+        if not adapt(request, as_json):
+            return EXIT_MISMATCH
+        if export and out:
+            # Exporting is another folder's; this one knows the names of its commands and nothing else of them.
+            _run(context, "publish", [str(out / "best"), "--out", str(out / "published"), "--overwrite"])
+            _run(context, "export", [str(out / "published"), "--llm", llm, "--out", str(export)])
+            message(f"bundle in {export}")
+        return EXIT_OK
+
+    configure(quiet=quiet or None, debug=debug or None)
+    run_cli(body)
+
+
+def _run(context: typer.Context, name: str, words: list[str]) -> None:
+    """Another command of this program, in this process."""
+    command = context.find_root().command.get_command(context, name)  # type: ignore[attr-defined]
+    with command.make_context(name, words, parent=context) as inner:
+        command.invoke(inner)
 
 
 @app.command("eval")
