@@ -68,7 +68,7 @@ def open_folder(path: Path, name: str, cache: Path, *, verify: bool = False) -> 
         cache: folder in which fingerprints of folders without a record of their own are remembered.
         verify: read every byte again and compare with the record (3202) instead of trusting sizes.
     """
-    config = _read_config(path)
+    config = read_config(path)
     weights = _find_weights(path)
     tokenizer = path / TOKENIZER
     if not tokenizer.is_file():
@@ -112,7 +112,8 @@ def fingerprint(hashes: Mapping[str, str]) -> str:
     return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()
 
 
-def _read_config(path: Path) -> dict[str, Any]:
+def read_config(path: Path) -> dict[str, Any]:
+    """``config.json`` of a model folder, whose weights need not be there. Raises ModelError 3203, 3204."""
     try:
         config = json.loads((path / CONFIG).read_bytes())
     except FileNotFoundError as error:

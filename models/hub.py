@@ -7,23 +7,29 @@ Errors: ModelError 3201 (no such repository), 3205 (access must be asked for); E
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
 from ..core.errors import EnvironmentFault, ModelError
 from ..core.files import as_fault
 
-_WANTED: Final = ["*.json", "*.safetensors"]
+_WANTED: Final = ("*.json", "*.safetensors")
 _UNWANTED: Final = ["*/*", "consolidated*", "adapter_*"]
 
 
-def fetch_from_hub(repository: str) -> Path:
-    """Folder with the newest (or the named) revision of ``repository``; what is already here is not sent again."""
+def fetch_from_hub(repository: str, wanted: Sequence[str] = _WANTED) -> Path:
+    """Folder with the newest (or the named) revision of ``repository``; what is already here is not sent again.
+
+    ``wanted``: only the files of these patterns.
+    """
     from huggingface_hub import errors, snapshot_download
 
     name, _, revision = repository.partition("@")
     try:
-        found = snapshot_download(name, revision=revision or None, allow_patterns=_WANTED, ignore_patterns=_UNWANTED)
+        found = snapshot_download(
+            name, revision=revision or None, allow_patterns=list(wanted), ignore_patterns=_UNWANTED
+        )
     except errors.GatedRepoError as error:
         fix = f"ask for access at https://huggingface.co/{name}, then: hf auth login"
         raise ModelError(3205, "model asks for agreement to its terms", where=f"hf:{name}", fix=fix) from error
