@@ -26,7 +26,7 @@ def serve_command(
     batch_size: Batch = 16,
     queue: Annotated[int, typer.Option(min=1, help="Answers that may wait; more get 429.")] = 256,
     max_tokens: Annotated[int, typer.Option(min=1, max=4096, help="Longest answer a request may ask for.")] = 1024,
-    max_body: Annotated[int, typer.Option(min=1024, help="Bytes of a request's body.")] = 4 << 20,
+    max_body: Annotated[int, typer.Option(min=1024, help="Bytes of a request's body.")] = 1 << 20,
     connections: Annotated[int, typer.Option(min=1, help="Connections open at once.")] = 2048,
     timeout: Annotated[float, typer.Option(min=0.1, help="Seconds a request may take.")] = 120.0,
     drain: Annotated[float, typer.Option(min=0.1, help="Seconds for running requests after SIGTERM.")] = 30.0,

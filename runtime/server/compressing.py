@@ -17,6 +17,7 @@ from ..compress import Compressed
 from ..options import CompressOptions
 from ..pipeline import Pipeline
 from .faults import overloaded, stopping
+from .guard import Gate
 
 Found = list[Compressed | LatentWireError]
 
@@ -34,10 +35,11 @@ class Compressing:
     Args:
         pipe: with its encoder; used by this thread only.
         waiting: most texts that wait; more are refused.
+        gate: says when what runs must end.
     """
 
-    def __init__(self, pipe: Pipeline, waiting: int) -> None:
-        self._pipe, self._limit = pipe, waiting
+    def __init__(self, pipe: Pipeline, waiting: int, gate: Gate) -> None:
+        self._pipe, self._limit, self._gate = pipe, waiting, gate
         self._jobs: deque[_Job] = deque()
         self._texts = 0
         self._closed = False
@@ -60,7 +62,18 @@ class Compressing:
             self._texts += len(texts)
             self._jobs.append(job)
             self._changed.notify()
-        return await asyncio.wrap_future(job.future)
+        return await self._unless_cut(asyncio.wrap_future(job.future))
+
+    async def _unless_cut(self, found: asyncio.Future[Found]) -> Found:
+        cut = asyncio.ensure_future(self._gate.cut.wait())
+        try:
+            await asyncio.wait((found, cut), return_when=asyncio.FIRST_COMPLETED)
+            if not found.done():
+                raise stopping()
+            return found.result()
+        finally:
+            cut.cancel()
+            found.cancel()  # of what is done: nothing
 
     @property
     def waiting(self) -> int:
@@ -97,6 +110,7 @@ class Compressing:
                 for job in self._jobs:
                     if job.future.set_running_or_notify_cancel():
                         job.future.set_exception(stopping())
+                self._texts = 0
                 return []
             taken: list[_Job] = []
             count = 0

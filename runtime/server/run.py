@@ -111,7 +111,7 @@ def _served(
     encoder = opened.enter_context(Pipeline.open(bundle, parts=COMPRESS_PARTS, verify="size", **asdict(machine)))
     service = Service(pipe.engine, pipe.tokenizer, rows=limits.rows, waiting=limits.waiting)
     opened.callback(service.close)
-    compressing = Compressing(encoder, limits.waiting)
+    compressing = Compressing(encoder, limits.waiting, gate)
     opened.callback(compressing.close)
     metrics.gauge("requests_held", "Requests between head and last byte.", lambda: gate.held)
     metrics.gauge("body_bytes_held", "Bytes of request bodies held.", lambda: gate.body_bytes)

@@ -25,7 +25,7 @@ class Limits:
         drain_s: seconds that running requests get after SIGTERM.
     """
 
-    body_bytes: int = 4 << 20
+    body_bytes: int = 1 << 20
     bodies_bytes: int = 64 << 20
     connections: int = 2048
     rows: int = 16
