@@ -91,7 +91,8 @@ def run(kinds: Sequence[str], asked: Asked) -> int:
 
 def planned(asked: Asked) -> Plan:
     """The plan of a command line; bundles are checked, nothing is started."""
-    bundles = list(asked.bundles) or [_default_bundle(asked.llm)]
+    # The fast form first: its row is the one that is compared; the exact form shows what it costs.
+    bundles = list(asked.bundles) or [_default_bundle(asked.llm, form) for form in ("int8", "fp32")]
     threads = asked.threads or usable_processors()
     llm = read_bundle(bundles[0], verify="size").manifest.llm.name
     names = [] if "none" in asked.peers else list(asked.peers or peer_setup.PEERS)
@@ -148,7 +149,7 @@ def _percentiles(found: dict[str, float | None]) -> str:
     return " / ".join("-" if value is None else f"{value:.0f}" for value in found.values())
 
 
-def _default_bundle(llm: str, precision: str = "int8") -> Path:
+def _default_bundle(llm: str, precision: str) -> Path:
     from ..runtime.demo import ready_bundle
 
     return ready_bundle(llm, precision)

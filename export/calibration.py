@@ -20,7 +20,7 @@ from onnx import TensorProto, helper
 
 from ..core.console import track
 from ..engines.buffers import cache_names, decoder_inputs
-from ..engines.ort_session import guarded, open_session
+from ..engines.ort_session import FATAL, guarded, open_session
 from .decoder import build_decoder
 from .families import DecoderConfig
 from .graph import save
@@ -87,7 +87,8 @@ def magnitudes(reader: WeightReader, folder: Path, prompts: Sequence[Sequence[in
     save(build_splice(config, layout, FORM), folder / "splice.onnx")
     watched = _watching(build_decoder(config, layout, FORM))
     splice = open_session(folder / "splice.onnx", threads)
-    session = open_session(watched.SerializeToString(), threads, folder)
+    # It would warn that the cache is copied: here nobody reads it again.
+    session = open_session(watched.SerializeToString(), threads, folder, severity=FATAL)
     names = [o.name for o in session.get_outputs() if o.name.endswith(SEEN)]
     found: dict[str, F32] = {}
     with track("calibration", len(prompts), "prompts") as bar:

@@ -148,7 +148,9 @@ def test_a_shift_that_the_weights_did_not_take(
     assert caught.value.tensor.removesuffix(".scale") in (tensor, site, f"{site.rpartition('.')[0]}.q")
 
 
-def test_export_calibrates_int8_only_and_the_same_twice(tiny: Callable[[str], ModelFolder], tmp_path: Path) -> None:
+def test_export_calibrates_int8_only_and_the_same_twice(
+    tiny: Callable[[str], ModelFolder], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     """``write_llm``: the packaged documents are read, the file is the same byte for byte, nothing else is left."""
     llm, found = tiny("qwen2-tied"), []
     for name in ("a", "b"):
@@ -156,6 +158,7 @@ def test_export_calibrates_int8_only_and_the_same_twice(tiny: Callable[[str], Mo
         config = write_llm(llm, tmp_path / name, choose(Wishes(precision="int8")))
         found.append((tmp_path / name / "decoder.safetensors").read_bytes())
     assert found[0] == found[1]
+    assert "onnxruntime" not in capfd.readouterr().err
     files = sorted(p.name for p in (tmp_path / "a").iterdir())
     assert files == ["decoder.onnx", "decoder.safetensors", "splice.onnx", "tokenizer.json"]
     shifts = read_smoothing(tmp_path / "a" / "decoder.safetensors", config).shifts
