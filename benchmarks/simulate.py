@@ -119,8 +119,8 @@ def simulate(trace: Trace, cost: Cost, limits: Limits, engines: int = 1, seed: i
         Waits and latencies in ms (p50, p99), requests a minute, shares of time and of rows, refused requests.
     """
     count = len(trace)
-    times = [np.full(count, np.nan) for _ in range(3)]
-    nodes = [Node(limits, cost, trace, *times) for _ in range(engines)]
+    started, first, ended = (np.full(count, np.nan) for _ in range(3))
+    nodes = [Node(limits, cost, trace, started, first, ended) for _ in range(engines)]
     pairs = np.random.default_rng(seed).integers(0, engines, (count, 2)).tolist()
     refused = 0
     for key, (at, pair) in enumerate(zip(trace.at.tolist(), pairs, strict=True)):
@@ -129,7 +129,7 @@ def simulate(trace: Trace, cost: Cost, limits: Limits, engines: int = 1, seed: i
         refused += not min((nodes[i] for i in pair), key=lambda node: node.load).offer(key)
     for node in nodes:
         node.advance(float("inf"))
-    return _summary(trace, times, nodes, refused)
+    return _summary(trace, [started, first, ended], nodes, refused)
 
 
 def _summary(trace: Trace, times: list[npt.NDArray[np.float64]], nodes: list[Node], refused: int) -> dict[str, Any]:

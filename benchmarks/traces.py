@@ -90,7 +90,8 @@ def _bursty(work: npt.NDArray[np.float64], rate: float, random: np.random.Genera
     speed = np.tile([calm * rate, BURST * rate], spells)
     clock = np.concatenate([[0], np.cumsum(lengths)])
     done = np.concatenate([[0], np.cumsum(lengths * speed)])
-    return np.interp(work, done, clock)
+    at: npt.NDArray[np.float64] = np.interp(work, done, clock)
+    return at
 
 
 def read(path: Path) -> Trace:

@@ -7,6 +7,7 @@ Results do not depend on the requests that run beside them. Knows nothing of fra
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 
 from ..core.errors import LatentWireError
 from ..engines.base import Engine
@@ -76,7 +77,7 @@ class Generator:
             loop.scheduler.fewer(2 * self._most)
         events: list[tuple[int, Event]] = []
         for index in sorted(range(len(requests)), key=lambda i: self._order(requests[i])):
-            loop.add(requests[index], options, lambda event, i=index: events.append((i, event)), index)
+            loop.add(requests[index], options, partial(_keep, events, index), index)
         while loop.step():
             self._most = loop.scheduler.fewest
             if ended := sum(not isinstance(event, str) for _, event in events):
@@ -86,3 +87,7 @@ class Generator:
 
     def _order(self, request: Request) -> tuple[int, int]:
         return -self._sizes.kind(request), -self._sizes.prompt(request)
+
+
+def _keep(events: list[tuple[int, Event]], index: int, event: Event) -> None:
+    events.append((index, event))

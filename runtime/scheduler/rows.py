@@ -96,7 +96,8 @@ class Rows:
 
     def bad(self, rows: Sequence[int]) -> list[int]:
         """Those whose logits are not finite."""
-        return [row for row, fine in zip(rows, np.isfinite(self.logits(rows)).all(axis=1), strict=True) if not fine]
+        broken = np.flatnonzero(~np.isfinite(self.logits(rows).sum(axis=1, dtype=np.float64)))
+        return [rows[i] for i in broken.tolist()]
 
     def _range(self, start: int, stop: int) -> Buffers:
         if (start, stop) == (0, self.buffers.batch):

@@ -15,6 +15,7 @@ import weakref
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from types import TracebackType
 from typing import Final, Self
 
@@ -187,7 +188,7 @@ class Service:
         while self._new:
             order = self._new.popleft()
             if not order.gone:
-                order.key = self._loop.add(order.request, order.options, lambda event, o=order: self._tell(o, event))
+                order.key = self._loop.add(order.request, order.options, partial(self._tell, order))
 
     def _tell(self, order: _Order, event: Event) -> None:
         if not order.gone and not _told(order, event):
