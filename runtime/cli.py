@@ -25,6 +25,10 @@ def generate_command(
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Write the answers to this JSONL file.")] = None,
     max_new_tokens: Annotated[int, typer.Option(min=1, max=4096, help="Longest answer, in tokens.")] = 16,
     stop: Annotated[list[str] | None, typer.Option(help="End an answer here; default: end of the line.")] = None,
+    temperature: Annotated[float, typer.Option(min=0, max=100, help="Draw tokens; 0: take the likeliest.")] = 0,
+    top_k: Annotated[int, typer.Option(min=0, help="Draw among so many likeliest tokens; 0: all.")] = 0,
+    top_p: Annotated[float, typer.Option(min=1e-6, max=1, help="Draw among tokens of this joint probability.")] = 1,
+    seed: Annotated[int, typer.Option(min=0, help="Of the draws.")] = 0,
     batch_size: Batch = 16,
     device: Device = "cpu",
     engine: EngineOption = "auto",
@@ -55,7 +59,15 @@ def generate_command(
         from . import commands
         from .options import GenerateOptions, Machine
 
-        options = GenerateOptions(max_new_tokens, tuple(stop) if stop else ("\n",), batch_size)
+        options = GenerateOptions(
+            max_new_tokens,
+            tuple(stop) if stop else ("\n",),
+            batch_size,
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
+            seed=seed,
+        )
         what = commands.GenerateRun(frames, bundle, tuple(question or ()), questions, out, stream)
         return commands.generate(what, options, Machine(device, engine, threads), as_json)
 
@@ -69,6 +81,16 @@ def inspect_command(
     parity: Annotated[
         bool, typer.Option("--parity", help="Bundles: compare with the LLM, on every engine that is here.")
     ] = False,
+    draw: Annotated[
+        Path | None, typer.Option(help="Frames of one text, or a text: draw what is kept; FILE.html or FILE.png.")
+    ] = None,
+    bundle: Annotated[
+        Path | None, typer.Option("--bundle", "-b", envvar="LATENTWIRE_BUNDLE", help="With --draw: what reads them.")
+    ] = None,
+    text: Annotated[Path | None, typer.Option(help="With --draw: the text that a frame was made of.")] = None,
+    question: Annotated[
+        str, typer.Option(help="With --draw: also show which latents the answer hangs on.", show_default=False)
+    ] = "",
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
@@ -80,6 +102,10 @@ def inspect_command(
     padding, cache and refilled rows against single runs. Needs the extra
     `export` and the LLM.
 
+    With --draw the LLM is asked what latents hold: the tokens nearest to
+    each, and, where the text is known, its names, numbers and long words,
+    each left out of its sentence.
+
     Examples:
 
       latentwire inspect message.lwf
@@ -89,7 +115,11 @@ def inspect_command(
       latentwire inspect bundle/
 
       latentwire inspect bundle/ --parity
+
+      latentwire inspect text.txt --draw kept.html --bundle bundle/
     """
+    if draw and not bundle:
+        raise typer.BadParameter("--draw needs --bundle: a frame alone is numbers")
     if parity:
         # Judging is the exporter's; this folder knows the name of that command and nothing else of it.
         command = context.find_root().command.get_command(context, "parity")  # type: ignore[attr-defined]
@@ -99,6 +129,11 @@ def inspect_command(
         return
 
     def body() -> int:
+        if draw and bundle:
+            from .drawing import draw as draw_kept
+
+            draw_kept(path, bundle, draw, text, question, as_json)
+            return 0
         from . import commands
 
         return commands.inspect(path, as_json)

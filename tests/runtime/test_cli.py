@@ -126,6 +126,15 @@ def test_generate_streams(out: Path, toy_bundle: Path) -> None:
     assert result.stdout.splitlines() == [p["answer"] for p in plain if "answer" in p]
 
 
+def test_generate_draws_with_a_seed(out: Path, toy_bundle: Path) -> None:
+    ask = ("generate", out, "-b", toy_bundle, "--question", "When?", "--json", "-q")
+    hot = ("--temperature", 3, "--top-k", 40, "--top-p", 0.99)
+    assert call(*ask, *hot, "--seed", 1).stdout == call(*ask, *hot, "--seed", 1).stdout
+    texts = {tuple(v.get("answer", "") for v in values(call(*ask, *words))) for words in ((), hot, (*hot, "--seed", 2))}
+    assert len(texts) == 3
+    assert call(*ask, "--temperature", 3, "--top-k", 1).stdout == call(*ask).stdout
+
+
 def test_generate_from_one_table_and_from_frames(out: Path, toy_bundle: Path, tmp_path: Path) -> None:
     table = next((out / "data").iterdir())
     from_folder = call("generate", out, "-b", toy_bundle, "--question", "When?", "--json", "-q")
