@@ -57,22 +57,22 @@ def load(what: Load, inputs: Inputs) -> list[dict[str, Any]]:
     """Send it and count.
 
     Raises:
-        EnvironmentFault: 5011 httpx is missing; 5020 no server answers, or it refuses the requests themselves.
+        EnvironmentFault: 5011 httpx2 is missing; 5020 no server answers, or it refuses the requests themselves.
     """
     with needs("bench"):
-        import httpx
+        import httpx2
     try:
         return asyncio.run(_rows(what, inputs))
-    except httpx.HTTPError as e:
+    except httpx2.HTTPError as e:
         raise _failed(what.url, f"{type(e).__name__}: {e}") from e
 
 
 async def _rows(what: Load, inputs: Inputs) -> list[dict[str, Any]]:
-    import httpx
+    import httpx2
 
     headers = {"Authorization": f"Bearer {what.key}"} if what.key else {}
-    limits = httpx.Limits(max_connections=None, max_keepalive_connections=None)
-    async with httpx.AsyncClient(headers=headers, limits=limits, timeout=300, base_url=what.url) as http:
+    limits = httpx2.Limits(max_connections=None, max_keepalive_connections=None)
+    async with httpx2.AsyncClient(headers=headers, limits=limits, timeout=300, base_url=what.url) as http:
         model = (await _json(http, "GET", "/models"))["data"][0]["id"]
         bodies = [await _asked(http, model, sample, what.new_tokens) for sample in inputs.take(min(64, what.requests))]
         return [await _row(http, bodies, clients, what.requests) for clients in what.clients]

@@ -36,9 +36,9 @@ FENCES: dict[str, list[str]] = {
     "gguf": ["models/*"],
     "google": ["export/*"],  # protobuf, which onnx brings
     "google_crc32c": ["runtime/*"],
-    "httpx": ["benchmarks/serving.py"],
+    "httpx2": ["benchmarks/serving.py"],
     "huggingface_hub": ["models/*"],
-    "matplotlib": ["training/*", "benchmarks/*"],
+    "matplotlib": ["training/*", "benchmarks/*", "runtime/kept_png.py"],
     "ml_dtypes": ["core/*", "models/*", "export/*", "engines/*"],
     "modelopt": ["export/fp8.py"],
     "onnx": ["export/*", "engines/torch_graph.py", "engines/torch_ref.py", "benchmarks/counts.py"],
@@ -75,7 +75,7 @@ LAZY_LIBRARIES = {
     ("torch", "export/*"),
     ("transformers", "export/*"),
     ("onnxscript", "export/*"),
-    *((lib, "benchmarks/*") for lib in ("torch", "transformers", "onnx", "matplotlib", "httpx")),
+    *((lib, "benchmarks/*") for lib in ("torch", "transformers", "onnx", "matplotlib", "httpx2")),
 }
 """Allowed inside functions only."""
 

@@ -94,7 +94,7 @@ def test_a_client_that_leaves_while_it_sends_gets_nothing() -> None:
 def test_all_bodies_together_have_a_limit() -> None:
     guard, gate = made()
 
-    async def both() -> list[tuple[int, bytes]]:
+    async def both() -> tuple[tuple[int, bytes], tuple[int, bytes]]:
         return await asyncio.gather(call(guard, [b"a" * 90, 0.1, b"."]), call(guard, [0.05, b"b" * 90]))
 
     (first, _), (second, body) = asyncio.run(both())
@@ -115,5 +115,5 @@ def test_a_route_that_never_ends_is_ended() -> None:
 def test_limits_are_checked() -> None:
     for changes in ({"rows": 0}, {"request_s": -1.0}, {"body_bytes": 10, "bodies_bytes": 9}):
         with pytest.raises(InputError) as refused:
-            Limits(**changes)  # type: ignore[arg-type]
+            Limits(**changes)
         assert refused.value.code == 2111

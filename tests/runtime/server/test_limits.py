@@ -17,8 +17,8 @@ import pytest
 
 from .conftest import HTTP, Running, Start
 
-SHORT = {"model": "toy", "prompt": "When?", "max_tokens": 4}
-LONG = {"model": "toy", "prompt": "When?", "max_tokens": 1024, "n": 4}
+SHORT: dict[str, Any] = {"model": "toy", "prompt": "When?", "max_tokens": 4}
+LONG: dict[str, Any] = {"model": "toy", "prompt": "When?", "max_tokens": 1024, "n": 4}
 
 
 def request_bytes(body: dict[str, Any], path: str = "/v1/completions") -> bytes:

@@ -6,12 +6,14 @@ import json
 import subprocess
 import sys
 
+import pytest
+
 from .conftest import Running, Start
 
 
-def bench(url: str, *options: str) -> subprocess.CompletedProcess[str]:
+def bench(url: str, *options: str, timeout: float = 100) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "latentwire.cli", "bench", "serve", url, "--json", *options]
-    return subprocess.run(command, capture_output=True, text=True, timeout=100, check=False)
+    return subprocess.run(command, capture_output=True, text=True, timeout=timeout, check=False)
 
 
 def test_every_request_is_answered_and_alike(server: Running) -> None:
@@ -38,3 +40,17 @@ def test_no_server(server: Running) -> None:
         run = bench(url)
         assert run.returncode == 6
         assert run.stderr.startswith("LW-5020 ")
+
+
+@pytest.mark.slow
+def test_a_thousand_requests_are_held_at_once(start: Start) -> None:
+    """With a queue that is long enough nothing is refused; memory is bounded, and given back rows serve the next."""
+    server = start("--queue", "1000", "--connections", "1200")
+    before = server.rss_mib()
+    run = bench(server.url, "--clients", "1000", "--requests", "2000", timeout=580)
+    assert run.returncode == 0, run.stderr
+    (row,) = json.loads(run.stdout)["rows"]
+    grown = server.rss_mib() - before
+    print(f"1000 clients: {row}, {grown:.1f} MiB more")
+    assert (row["answered"], row["lost"], row["differing"], row["refused"]) == (2000, 0, 0, {})
+    assert grown < 200

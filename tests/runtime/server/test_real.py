@@ -6,6 +6,7 @@ import base64
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -39,12 +40,8 @@ def test_answers_are_the_pipelines_whatever_runs_beside(real: Running, smollm2_b
     def ask(number: int) -> str:
         url = f"data:application/vnd.latentwire.frame;base64,{made[number]['frame']}"
         content = [{"type": "file", "file": {"file_data": url}}, {"type": "text", "text": list(TEXTS.values())[number]}]
-        chunks = real.client().chat.completions.create(
-            model="small",
-            messages=[{"role": "user", "content": content}],  # type: ignore[misc,list-item]
-            max_tokens=8,
-            stream=True,
-        )
+        messages: list[Any] = [{"role": "user", "content": content}]
+        chunks = real.client().chat.completions.create(model="small", messages=messages, max_tokens=8, stream=True)
         return "".join(chunk.choices[0].delta.content or "" for chunk in chunks)
 
     with ThreadPoolExecutor(8) as pool:

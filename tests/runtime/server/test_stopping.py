@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import httpx
+import httpx2
 import openai
 import pytest
 
@@ -98,7 +98,7 @@ def test_a_restart_under_load_loses_nothing(start: Start) -> None:
                     json={"model": "toy", "prompt": "When?", "max_tokens": 30},
                     timeout=60,
                 )
-            except httpx.TransportError:  # no server listens, or it closed before it took the request
+            except httpx2.TransportError:  # no server listens, or it closed before it took the request
                 refused["no connection"] += 1
                 time.sleep(0.05)
                 continue
