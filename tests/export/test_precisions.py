@@ -14,7 +14,7 @@ from safetensors import safe_open
 from latentwire.core.errors import BundleError
 from latentwire.engines.bundle import Bundle
 from latentwire.engines.ort import OrtCpuEngine, open_session
-from latentwire.export.drive import greedy, prefilled
+from latentwire.export.drive import greedy, prefilled, run
 from latentwire.export.graph import ELEMENT_TYPES
 from latentwire.models.folder import ModelFolder
 
@@ -102,6 +102,15 @@ def test_no_row_sees_its_neighbours(kind: str, form: str, precise: Precise, byte
     together = greedy(engine, byte_prompts[:16], 4)
     alone = np.concatenate([greedy(engine, [p], 4) for p in byte_prompts[:16]])
     assert (together == alone).mean() == 1.0 if form in ("int8", "w8", "w4") else (together == alone).mean() > 0.9
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_int8_row_is_bit_for_bit_the_same_alone(kind: str, precise: Precise, byte_prompts: list[list[int]]) -> None:
+    """Beside longer and shorter prompts, padded and in a larger cache: sums of integers have no order."""
+    engine = OrtCpuEngine(precise(kind, "int8"), threads=1)
+    together = run(engine, byte_prompts[:12], 4)
+    for b, prompt in enumerate(byte_prompts[:12]):
+        assert run(engine, [prompt], 4).logits[:, 0].tobytes() == together.logits[:, b].tobytes()
 
 
 def test_row_of_zeros(precise: Precise) -> None:
