@@ -56,7 +56,14 @@ FENCES: dict[str, list[str]] = {
     "pyarrow": ["runtime/jobs/*", "training/data*"],
     "pydantic": ["runtime/server/schema.py"],
     "ray": ["runtime/jobs/ray_backend.py"],
-    "safetensors": ["runtime/jobs/export_rows.py", "models/*", "engines/*", "export/*", "training/*"],
+    "safetensors": [
+        "runtime/jobs/export_rows.py",
+        "runtime/prompts/file.py",
+        "models/*",
+        "engines/*",
+        "export/*",
+        "training/*",
+    ],
     "starlette": ["runtime/server/*"],
     "tensorboard": ["training/*"],
     "tensorrt": ["engines/trt*", "export/plan.py", "export/audit.py"],
@@ -155,7 +162,9 @@ def _judge_absolute(file: Path, package: tuple[str, ...], item: Import) -> str |
     if top == "latentwire":
         if package:
             return f"inside a folder write ..{'.'.join(item.parts[1:])}, not {'.'.join(item.parts)}"
-        return None if set(item.parts[1:2]) <= {"core", "__version__"} else "the root imports latentwire.core only"
+        shown = file.as_posix() == "__init__.py" and item.lazy  # public names, for type checkers
+        allowed = {"core", "__version__", *(["runtime"] if shown else [])}
+        return None if set(item.parts[1:2]) <= allowed else "the root imports latentwire.core only"
     if top in FOLDERS:
         return f"bare import of {top} would load a second copy of it"
     if top in sys.stdlib_module_names or top in ANYWHERE:
@@ -203,6 +212,8 @@ PLANTED = [
     ("runtime/cli.py", "import typer", None),
     ("cli.py", "from latentwire.runtime import x", "the root imports latentwire.core only"),
     ("__init__.py", "from .core import x", "absolute imports only"),
+    ("__init__.py", "from latentwire.runtime import x", "the root imports latentwire.core only"),
+    ("__init__.py", "if TYPE_CHECKING:\n    from latentwire.runtime import x", None),
 ]
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-UNSHIPPED = {".ci", ".types", "docs", "scripts", "tests"}
+UNSHIPPED = {".ci", ".types", "docs", "examples", "scripts", "tests"}
 ROOT_FILES = {"__init__.py", "cli.py", "py.typed"}
 
 
