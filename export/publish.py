@@ -43,7 +43,7 @@ CODES_APART: Final = 2e-3
 """Largest share of codes of a traced quantiser that differ from the module's."""
 
 DATA_OPTIONS: Final = ("data", "eval_data", "prose")
-FOLDER_OPTIONS: Final = ("teacher", "init")
+FOLDER_OPTIONS: Final = ("teacher", "init", "teacher_cache")
 
 KEPT: Final = ("*.md", "*.py", "*.toml", "LICENSE*", "golden-*.json")
 """Files beside the weights that publishing again leaves alone."""

@@ -64,6 +64,8 @@ class Config:
         kd_tau: temperature of the distillation from the text-prompted teacher.
         kd_weight: weight of the distillation term of ``default``; 0 leaves the teacher out.
         teacher_top: tokens that are kept of a teacher's distribution, with one rest; 0 keeps all.
+        teacher_cache: folder in which they are kept for later steps and later runs; empty: they are not. Needs
+            ``teacher_top``.
         k_token_weight: weight of the first K answer tokens against the later ones.
         encoder_llm: name, folder or hub id of the LLM whose first layers start the encoder.
         llms: the frozen LLMs, one adapter each.
@@ -133,6 +135,7 @@ class Config:
     kd_tau: float = 1.0
     kd_weight: float = 0.0
     teacher_top: int = 0
+    teacher_cache: str = ""
     k_token_weight: float = 2.0
 
     encoder_llm: str = "smollm2-135m"
@@ -244,6 +247,12 @@ class Config:
         learns = "latent" in (self.bundle, *(stage.bundle for stage in self.stage))
         if learns and (self.encoder_type != "bytes" or not self.teacher):
             raise _bad("bundle", "encoder_type bytes and a teacher where latents are learned", "latent")
+        if self.teacher_cache and self.teacher_top < 1:
+            raise _bad("teacher_top", "at least 1 where a teacher_cache keeps them", self.teacher_top)
+        for stage in self.stage:
+            # The teacher reads the task rows; what it said behind other ones is of no use.
+            if self.teacher_cache and "task" in stage.train:
+                raise _bad(f"train of stage {stage.name}", "no task beside teacher_cache", list(stage.train))
         spans(self.stage, self.steps)
         if not self.llms:
             raise _bad("llms", "at least one LLM", self.llms)

@@ -20,6 +20,7 @@ from .fsq import rounding_share
 from .lesson import byte_ids
 from .llm import LMWrapper, Special
 from .stages import Span, at
+from .teacher_cache import branch_keys
 from .tree import Tree
 
 STREAMS = ("questions", "prose")
@@ -65,6 +66,10 @@ class Work:
         """The same on another device; does not wait for the copy."""
         teachers = tuple(t.to(device) for t in self.teachers)
         return Work(self.number, self.batch.to(device), teachers, self.origin, self.tokens)
+
+    def untaught(self) -> Work:
+        """The same where no teacher had to read."""
+        return replace(self, teachers=())
 
     def pin_memory(self) -> Work:
         """The same in page-locked memory."""
@@ -122,6 +127,8 @@ class Maker:
         teachers: tuple[Tree, ...] = ()
         if needs_teacher(terms):
             teachers = make_batch(items, self.encode, readers, limits, seed, text=True).trees
+        if self.config.teacher_cache:
+            teachers = tuple(replace(tree, keys=branch_keys(tree)) for tree in teachers)
         origin = tuple((STREAMS[stream], i) for i in indices)
         return Work(number, batch, teachers, origin, int(batch.lengths.sum()))
 

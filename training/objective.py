@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -15,9 +15,19 @@ from .config import Config
 from .injection import Injection
 from .lesson import byte_spans
 from .llm import LMWrapper
-from .loss import AnswerWeights, cross_entropy, distillation, distillation_top, latent_losses, top_logits, weighted_mean
+from .loss import (
+    AnswerWeights,
+    TopLogits,
+    cross_entropy,
+    distillation,
+    distillation_top,
+    latent_losses,
+    top_logits,
+    weighted_mean,
+)
 from .model import LatentModel
 from .stages import Stage
+from .teacher_cache import TeacherCache
 from .tree import KINDS, QUESTIONS, Tree
 
 Terms = dict[str, Tensor]
@@ -32,11 +42,13 @@ class Objective:
         config: gives K, temperatures and token weights.
         terms: weight by term, see ``bundles.py``.
         llms: numbers of the LLMs that are asked, in the config's order.
+        caches: by name of an LLM, what its teacher said before; empty: the teacher reads every text again.
     """
 
     config: Config
     terms: Mapping[str, float]
     llms: tuple[int, ...]
+    caches: Mapping[str, TeacherCache] = field(default_factory=dict)
 
     @classmethod
     def named(cls, config: Config, bundle: str) -> Objective:
@@ -44,10 +56,10 @@ class Objective:
         return cls(config, weights(bundle, config.kd_weight), tuple(range(len(config.llms))))
 
     @classmethod
-    def of(cls, config: Config, stage: Stage) -> Objective:
+    def of(cls, config: Config, stage: Stage, caches: Mapping[str, TeacherCache] | None = None) -> Objective:
         """The objective of a stage."""
         asked = tuple(config.llms.index(name) for name in stage.llms or config.llms)
-        return cls(config, weights(stage.bundle or config.bundle, config.kd_weight), asked)
+        return cls(config, weights(stage.bundle or config.bundle, config.kd_weight), asked, caches or {})
 
     @property
     def needs_teacher(self) -> bool:
@@ -88,22 +100,32 @@ class Objective:
         found = answer_terms(self.config, self.terms, logits, tree)
         if teacher is None:
             return found
-        with torch.no_grad():
-            plain = model.task_rows(llm, tree.ids.shape[0])
-            read = model.states(llm, teacher, plain).flatten(0, 1)
-        if "kd" in self.terms and len(tree.scored):
-            found["kd"] = self._distil(logits, llm, read[teacher.scored])
-        if "prefix_kd" in self.terms and len(tree.asked):
-            found["prefix_kd"] = self._distil(llm.logits(states[tree.asked]), llm, read[teacher.asked])
+        positions = {"kd": teacher.scored, "prefix_kd": teacher.asked}
+        said = self._said(model, llm, teacher, {n: p for n, p in positions.items() if n in self.terms and len(p)})
+        tau = self.config.kd_tau
+        for name, words in said.items():
+            student = logits if name == "kd" else llm.logits(states[tree.asked])
+            kept = isinstance(words, TopLogits)
+            found[name] = distillation_top(student, words, tau) if kept else distillation(student, words, tau)
         return found
 
-    def _distil(self, student: Tensor, llm: LMWrapper, states: Tensor) -> Tensor:
-        with torch.no_grad():
-            teacher = llm.logits(states)
-        tau, k = self.config.kd_tau, self.config.teacher_top
+    @torch.no_grad()
+    def _said(
+        self, model: LatentModel, llm: LMWrapper, teacher: Tree, positions: Mapping[str, Tensor]
+    ) -> dict[str, TopLogits | Tensor]:
+        """What the teacher says at each term's positions: as it was kept, or by reading the full text."""
+        cache = self.caches.get(llm.name)
+        known = cache.recall(teacher.keys, tuple(positions), teacher.ids.device) if cache else None
+        if known is not None:
+            return dict(known)
+        read = model.states(llm, teacher, model.task_rows(llm, teacher.ids.shape[0])).flatten(0, 1)
+        k = self.config.teacher_top
         if not k:
-            return distillation(student, teacher, tau)
-        return distillation_top(student, top_logits(teacher, tau, k), tau)
+            return {name: llm.logits(read[at]) for name, at in positions.items()}
+        said = {name: top_logits(llm.logits(read[at]), self.config.kd_tau, k) for name, at in positions.items()}
+        if cache is not None:
+            cache.keep(teacher.keys, said)
+        return said
 
 
 def latent_terms(model: LatentModel, batch: Batch, z: Tensor) -> Terms:

@@ -29,13 +29,14 @@ from .runfolder import RunFolder, fingerprints, held_out
 from .speed import Flops, Meter, measure_peak
 from .stages import at
 from .student import start_student, teach
+from .teachers import Teachers
 from .terms import Done, Record, means, records
 from .warm import start_from
 
 FIRST_KINDS = ("none", "first", "full", "latents", "shuffled")
 """What is measured before the first step; later only what changes: ``LATER_KINDS``."""
 LATER_KINDS = ("latents", "shuffled")
-FREE = ("threads", "workers", "tensorboard")
+FREE = ("threads", "workers", "tensorboard", "teacher_cache")
 """Options that a resumed run may change: they do not touch what is computed."""
 
 
@@ -93,6 +94,8 @@ class Trainer:
                 self._check_resume(read_meta(self.run.last))
             self.model = build_model(config, self.device)
             teach(self.model)
+            # Files of another LLM or temperature are refused here, those of other task rows when these are trained.
+            self.teachers = Teachers(config, self.model, started=False)
             readers = [TextReader.of(llm) for llm in self.model.llms]
             self.maker = Maker(config, self.data.questions, self.data.prose, TextReader.of(self.model.source), readers)
             self.spans = config.spans()
@@ -197,6 +200,8 @@ class Trainer:
         end = config.steps if until is None else min(until, config.steps)
         with self.run.owned(), self._progress() as progress:
             progress.advance(self.step)
+            self.teachers = Teachers(config, self.model)
+            self.teachers.announce(self.maker, self._numbers(end))
             works = stream(self.maker, self._numbers(end), pick_workers(config.workers, self.device), self.device)
             self.meter.take()
             while self.step < end and not self._exhausted():
@@ -213,6 +218,8 @@ class Trainer:
                 if self._measured_at(self.step):
                     self.evaluate(LATER_KINDS)
                     self.meter.take()
+            if self.teachers.caches:
+                self.run.log({"event": "teacher", "read": self.teachers.read, "recalled": self.teachers.recalled})
 
     def _progress(self) -> AbstractContextManager[Progress]:
         return track("train", total=self.config.steps, unit="step", quiet=None if self.peers.writes else True)
@@ -240,13 +247,14 @@ class Trainer:
         set_trained(self.model, span.stage)
         set_rate(self.optimizer, schedule(self.step, config), span.stage)
         self.optimizer.zero_grad(set_to_none=True)
-        objective = Objective.of(config, span.stage)
+        objective = Objective.of(config, span.stage, self.teachers.caches)
         done: list[Done] = []
         for _ in range(self.micro // self.peers.size):
             work = next(works)
+            recalled = self.teachers.recalled
             loss, terms = objective(self.model, work.batch, work.teachers)
             (loss / self.micro).backward()
-            self.meter.add(work, objective.llms)
+            self.meter.add(work if self.teachers.recalled == recalled else work.untaught(), objective.llms)
             done.append(Done(work.number, work.origin, {"loss": loss.detach(), **terms}))
         trained = [p for group in self.optimizer.param_groups for p in group["params"]]
         self.peers.sum_gradients(trained)
@@ -301,7 +309,8 @@ class Trainer:
         draw(self.out)
 
     def save(self) -> None:
-        """Write ``last/``, from which a run goes on."""
+        """Write ``last/``, from which a run goes on, behind what its teachers said until here."""
+        self.teachers.flush()
         if self.peers.writes:
             best = None if math.isinf(self.best) else self.best
             state = moments(self.optimizer)

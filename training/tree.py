@@ -8,6 +8,7 @@ costs a third of four rows. Compare "tree attention" in SpecInfer (arXiv 2305.09
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -41,6 +42,23 @@ class Branch:
 
 
 @dataclass(frozen=True)
+class BranchKey:
+    """What identifies a branch behind a text: SHA-256 of their tokens, and its scored and asked positions."""
+
+    digest: bytes
+    scored: int
+    asked: int
+
+    def of(self, term: str) -> bytes:
+        """32 bytes for the branch at the positions of ``kd`` or ``prefix_kd``."""
+        return hashlib.sha256(self.digest + term.encode()).digest()
+
+    def size(self, term: str) -> int:
+        """Positions of the term."""
+        return self.asked if term == "prefix_kd" else self.scored
+
+
+@dataclass(frozen=True)
 class Tree:
     """A padded batch of prefix trees; tensors are [B, S] unless another shape is given.
 
@@ -56,6 +74,7 @@ class Tree:
             make the host wait for it.
         asked: int64 [P], where the words of questions and their anchors stand, without the last one, which is scored.
         counts: scored positions of each of ``KINDS``, on the host.
+        keys: of the branches, row by row, where a teacher's words are kept.
     """
 
     ids: Tensor
@@ -68,6 +87,7 @@ class Tree:
     scored: Tensor
     asked: Tensor
     counts: tuple[int, ...]
+    keys: tuple[BranchKey, ...] = ()
 
     def _each(self, change: Callable[[Tensor], Tensor]) -> Tree:
         own: dict[str, Any] = {name: getattr(self, name) for name in self.__dataclass_fields__}
