@@ -1,4 +1,4 @@
-"""``latentwire compress | generate | inspect | engines | doctor | demo``: options and output only; the runtime does the work."""
+"""``latentwire compress | generate | inspect | engines | doctor | demo``: options and output only."""
 
 from __future__ import annotations
 

@@ -19,11 +19,11 @@ from typing import Any
 import numpy as np
 
 from ..core.errors import InputError
+from ..core.prompt import CLOZE_TEMPLATE
 
 SENTENCE = re.compile(r"(?<=[.!?])\s+")
 BLANKABLE = re.compile(r"(?<!^)(?<![.!?] )\b(?:[A-Z][\w'-]+(?: [A-Z][\w'-]+)*|\d[\d,.:]*\d|\d|[a-z][\w'-]{6,})\b")
 """Names, numbers and long words that do not open their sentence: what a cloze question asks for."""
-CLOZE_TEMPLATE = "Fill in the blank: {sentence}"
 
 LONGEST = {"context": 1_000_000, "question": 4_000, "answer": 1_000}
 """Characters of a field: beyond that a row is a mistake, and would not fit into memory as a prompt."""
