@@ -161,12 +161,13 @@ class Loop:
         """End what is at fault, and read the rest again: what a failed step left in memory may be anything."""
         involved = [job.key for _, job in placed]
         if error.code == 5003:
-            tried = len(placed) if isinstance(plan, Prefill) else plan.stop - plan.start
+            tried = plan.rows if isinstance(plan, Prefill) else plan.stop - plan.start
             alone: list[int] = []
-            if self.scheduler.running > 1 and self.scheduler.fewer(max(tried, 2)):
+            if self.scheduler.fewer(tried):
                 message(f"not enough memory for {tried} rows at once; going on with {self.scheduler.rows}")
-            else:
+            else:  # it is this request that is too large, not the pool
                 self._end(involved[0], error)
+                self.scheduler.restore()
         elif error.code == 3001 and len(involved) > 1:
             bad = self._bad(placed)
             for key in bad:

@@ -164,6 +164,10 @@ class Scheduler:
         self._most = min(self._most, tried // 2)
         return True
 
+    def restore(self) -> None:
+        """Pools may have all their rows again."""
+        self._most = self.limits.rows
+
     def plan(self) -> Prefill | Decode | None:
         """What to do next; None: nothing runs and nothing waits. A prefill's jobs count as running at once."""
         if not self._row_of:

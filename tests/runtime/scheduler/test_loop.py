@@ -155,6 +155,33 @@ def test_5003_fewer_rows_and_nothing_told_twice(failing: Pipeline, capsys: pytes
     assert capsys.readouterr().err.count("not enough memory for 3 rows at once; going on with 1") == 1
 
 
+def test_5003_a_pool_that_is_larger_than_what_asks(
+    pipe: Pipeline, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Online a pool has all rows, whoever is there: one request must not end because sixteen rows do not fit."""
+    alloc = pipe.engine.alloc
+
+    def small(batch: int, capacity: int) -> Buffers:
+        if batch * capacity > 600:
+            raise EnvironmentFault(5003, "not enough memory", where="alloc")
+        return alloc(batch, capacity)
+
+    asked = [made(pipe, 0, 20, 4, 0.0)]
+    (want,) = answered(pipe, asked)
+    monkeypatch.setattr(pipe.engine, "alloc", small)
+    loop = Loop(pipe.engine, pipe.tokenizer, limits_of(pipe.engine, GenerateOptions(batch_size=16), online=True))
+    heard: list[list[Event]] = [[], [], []]
+    huge = Request(asked[0][0].latents, tuple(range(97, 122)) * 30, asked[0][0].question)
+    for request, events in zip((asked[0][0], huge, asked[0][0]), heard, strict=True):
+        loop.add(request, GenerateOptions(4, ("e",)), events.append)
+        while loop.step():
+            pass
+    assert whole(heard[0]) == whole(heard[2]) == whole(want)
+    assert isinstance(heard[1][-1], EnvironmentFault)
+    assert loop.scheduler.rows > 1  # a request that is too large for one row does not make the next ones slow
+    assert "not enough memory for 16 rows at once; going on with 8" in capsys.readouterr().err
+
+
 def test_5003_not_even_one_row(failing: Pipeline) -> None:
     engine_of(failing).rows = 0
     asked = [(made(failing, 0, 20, 4, 0.0)[0], GenerateOptions(4, ())) for _ in range(3)]

@@ -110,8 +110,9 @@ class World:
 
     def again(self, limits: dict[int, int]) -> None:
         held = [self.rows[row] for row in sorted(self.rows)]
-        self.alone |= set(held[:1])
-        self.scheduler.again(held[:1])
+        alone = held[-1:]
+        self.alone |= set(alone)
+        self.scheduler.again(alone)
         for key in held:
             self.left[key] = limits[key]
         self.rows = {}
