@@ -19,6 +19,8 @@ from .model_config import read_json
 FORMAT: Final = "latentwire-checkpoint"
 VERSION: Final = 1
 REFERENCE: Final = "reference"
+OWN: Final = ("encoder.onnx", "encoder.safetensors", "quantise.onnx", "dequantise.onnx")
+"""Files of an encoder, which are never taken from another one's folder."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,7 @@ class Checkpoint:
         encoder_llm_fingerprint: which version of it.
         adapters: one for each LLM.
         quality: measured figures, passed on as they are.
+        rest: where adapters, features and recorded answers lie: above the folder of a second encoder.
     """
 
     path: Path
@@ -53,6 +56,7 @@ class Checkpoint:
     encoder_llm_fingerprint: str
     adapters: tuple[Adapter, ...]
     quality: Mapping[str, Any]
+    rest: Path
 
     def file(self, name: str) -> Path:
         """A file of the folder.
@@ -61,6 +65,8 @@ class Checkpoint:
             ModelError: 3204 it is not there.
         """
         path = self.path / name
+        if not path.is_file() and name not in OWN:
+            path = self.rest / name
         if not path.is_file():
             raise ModelError(
                 3204, "checkpoint file missing", where=str(path), expected=f"expected {name} beside meta.json"
@@ -98,11 +104,12 @@ class Checkpoint:
             )
 
 
-def read_checkpoint(name: str | Path) -> Checkpoint:
+def read_checkpoint(name: str | Path, encoder: str = "") -> Checkpoint:
     """Read meta.json of a checkpoint.
 
     Args:
         name: folder; ``reference``, where no such folder exists, is the checkpoint that ships.
+        encoder: kind of its second encoder; empty: the one that its adapters were trained with.
 
     Raises:
         ModelError: 3204 no meta.json or not JSON, 3220 not a checkpoint or incomplete, 3221 a later version, 3224 a
@@ -111,6 +118,8 @@ def read_checkpoint(name: str | Path) -> Checkpoint:
     path = Path(name)
     if str(name) == REFERENCE and not path.is_dir():
         path = Path(__file__).resolve().parent.parent / REFERENCE
+    if encoder:
+        path = path / f"encoder-{encoder}"
     meta = read_json(path / "meta.json")
     if meta.get("format") != FORMAT:
         raise ModelError(3220, "not a checkpoint", where=str(path), expected=f'expected "format": "{FORMAT}"')
@@ -160,7 +169,27 @@ def _build(path: Path, meta: Mapping[str, Any]) -> Checkpoint:
         str(e["llm_fingerprint"]),
         adapters,
         dict(meta.get("quality") or {}),
+        _rest(path, meta),
     )
+
+
+def _rest(path: Path, meta: Mapping[str, Any]) -> Path:
+    """Where the adapters lie; ModelError 3101 where those above are not the ones that the encoder was joined to."""
+    if not meta.get("joined"):
+        return path
+    above = read_json(path.parent / "meta.json")
+    if (
+        above["adapters"] != meta["adapters"]
+        or above["encoder"]["fingerprint"][:8] != meta["encoder"]["fingerprint"][:8]
+    ):
+        raise ModelError(
+            3101,
+            "the second encoder was joined to another checkpoint",
+            where=str(path),
+            expected=f"expected the adapters that its meta.json names in {path.parent}",
+            fix="join it again: latentwire publish RUN --join CHECKPOINT",
+        )
+    return path.parent
 
 
 def file_stem(llm: str) -> str:

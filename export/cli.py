@@ -23,6 +23,9 @@ def export_command(
     ],
     out: Annotated[Path, typer.Option("--out", "-o", help="New folder for the bundle.")],
     llm: Annotated[str, typer.Option(help="A name from `models list`, a folder, or hf:org/name.")] = "smollm2-135m",
+    encoder: Annotated[
+        str, typer.Option(help="The checkpoint's second encoder of this kind: bytes.", show_default=False)
+    ] = "",
     target: Annotated[TargetKind, typer.Option(help="tensorrt and tensorrt-rtx also compile the graphs.")] = "onnx",
     precision: Annotated[
         Form | None,
@@ -93,7 +96,7 @@ def export_command(
         else:
             wanted = choose(wishes)
             made = export_bundle(
-                Request(source, llm, out, overwrite, reference, threads, wanted, verify, measure or "demo")
+                Request(source, llm, out, overwrite, reference, threads, wanted, verify, measure or "demo", encoder)
             )
         show(made, as_json)
         return 0
@@ -105,7 +108,13 @@ def export_command(
 @app.command("publish")
 def publish_command(
     checkpoint: Annotated[Path, typer.Argument(help="Checkpoint folder of a training run, such as runs/a/best.")],
-    out: Annotated[Path, typer.Option("--out", "-o", help="New folder for the published checkpoint.")],
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="New folder for the published checkpoint.", show_default=False)
+    ] = None,
+    join: Annotated[
+        Path | None,
+        typer.Option(help="Instead: add the encoder to this published checkpoint.", show_default=False),
+    ] = None,
     about: Annotated[Path | None, typer.Option(help="TOML for meta.json: licence, data, command.")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace OUT, but keep its card.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress and no remarks.")] = False,
@@ -120,14 +129,18 @@ def publish_command(
     Example:
 
       latentwire publish runs/a/best --out checkpoints/a --about about.toml
+
+      latentwire publish runs/bytes/best --join checkpoints/a
     """
     from ..core.console import configure, run_cli
-    from ..core.errors import ModelError
+    from ..core.errors import InputError, ModelError
     from ..core.extras import needs
 
     def body() -> int:
         import tomllib
 
+        if (out is None) == (join is None):
+            raise InputError(2111, "publish where?", expected="expected either --out or --join")
         facts = {}
         if about:
             try:
@@ -135,8 +148,12 @@ def publish_command(
             except (OSError, ValueError) as e:
                 raise ModelError(3210, "cannot read the facts", where=str(about), expected=str(e)) from e
         with needs("train"):
+            from .join import join as join_to
             from .publish import publish
-        publish(checkpoint, out, facts, overwrite)
+        if out is not None:
+            publish(checkpoint, out, facts, overwrite)
+        elif join is not None:
+            join_to(checkpoint, join, facts, overwrite)
         return 0
 
     configure(quiet=quiet or None, debug=debug or None)

@@ -50,6 +50,7 @@ class Request:
         target: the engine it is for.
         verify: ``full``, ``weights`` or ``none``.
         measure: questions that a quantised decoder is measured on: ``demo``, a file, or ``none``.
+        encoder: kind of the checkpoint's second encoder; empty: its first one.
     """
 
     checkpoint: str
@@ -61,6 +62,7 @@ class Request:
     target: Target = PLAIN
     verify: Verify = "full"
     measure: str = "demo"
+    encoder: str = ""
 
 
 def export_bundle(request: Request) -> Bundle:
@@ -75,14 +77,14 @@ def export_bundle(request: Request) -> Bundle:
         EnvironmentFault: 5001 no GPU, 5003 memory, 5004 disk, 5008 ``out`` exists, 5011 a package is missing.
     """
     target = prepare(request.target)
-    checkpoint, llm = read_checkpoint(request.checkpoint), resolve(request.llm)
+    checkpoint, llm = read_checkpoint(request.checkpoint, request.encoder), resolve(request.llm)
     adapter = checkpoint.adapter_for(llm)
     check_features(adapter)
     check_prefix(adapter.features, target)
     check_cross(adapter.features, target)
     lora, cross = changes(checkpoint, adapter), cross_source(checkpoint, adapter)
     full = request.verify == "full"
-    yardstick = find_reference(request.reference, llm, checkpoint.path, changed=lora is not None) if full else None
+    yardstick = find_reference(request.reference, llm, checkpoint.rest, changed=lora is not None) if full else None
     quantised = target.precision.matmul != "plain"
     questions = asked(request.measure) if quantised else []
     scales = calibrated(llm, lora) if target.precision.matmul == "fp8" else None

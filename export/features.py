@@ -51,7 +51,7 @@ def feature_files(checkpoint: Checkpoint, adapter: Adapter) -> dict[str, Path]:
     """
     found: dict[str, Path] = {}
     for kind, facts in adapter.features.items():
-        path = checkpoint.path / f"feature-{kind}-{file_stem(adapter.llm)}.safetensors"
+        path = checkpoint.rest / f"feature-{kind}-{file_stem(adapter.llm)}.safetensors"
         if not path.is_file():
             raise ModelError(
                 3224, f"feature {kind} of {adapter.llm} has no weights", where=str(path), expected="expected this file"

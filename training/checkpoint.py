@@ -46,6 +46,32 @@ def feature_file(kind: str, llm: str) -> str:
     return f"feature-{kind}-{llm.split('/')[-1]}.safetensors"
 
 
+def joined_folder(folder: Path, encoder: str) -> Path:
+    """Where a published checkpoint keeps a second encoder of this kind."""
+    return folder / f"encoder-{encoder}"
+
+
+def rest_of(folder: Path, meta: dict[str, Any]) -> Path:
+    """Where the adapters and features lie: in the folder itself, or above a second encoder's.
+
+    Raises:
+        ModelError: 3101 the checkpoint above has other latents or adapters than when the encoder was joined to it.
+    """
+    if not meta.get("joined"):
+        return folder
+    above = read_meta(folder.parent)
+    ids = [each["encoder"]["fingerprint"][:8] for each in (meta, above)]
+    if ids[0] != ids[1] or meta["adapters"] != above["adapters"]:
+        raise ModelError(
+            3101,
+            "the second encoder was joined to another checkpoint",
+            where=str(folder),
+            expected=f"expected latents {ids[0]} and their adapters, got {ids[1]}",
+            fix="join it again: latentwire publish RUN --join CHECKPOINT",
+        )
+    return folder.parent
+
+
 def fingerprint(tensors: dict[str, Tensor], facts: dict[str, Any]) -> str:
     """SHA-256 over facts (as JSON) and every tensor's name, dtype, shape and bytes, in name order."""
     digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
@@ -299,9 +325,10 @@ def load_into(folder: Path, model: LatentModel) -> dict[str, Any]:
     meta = read_meta(folder)
     encoder_fits(meta, model.source, folder)
     load_module(model.encoder, folder / encoder_file())
+    rest = rest_of(folder, meta)
     for llm in model.llms:
         adapter_facts(meta, llm, folder)
-        load_module(model.adapter(llm), folder / adapter_file(llm.name))
+        load_module(model.adapter(llm), rest / adapter_file(llm.name))
         for feature in model.features_of(llm).values():
-            load_feature(feature, meta, llm, folder)
+            load_feature(feature, meta, llm, rest)
     return meta

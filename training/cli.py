@@ -175,6 +175,7 @@ def eval_command(
     data: Annotated[list[Path], typer.Option("--data", "-d", help="Questions, JSONL or JSONL.gz; may be repeated.")],
     questions: Annotated[int, typer.Option("--questions", "-n", min=1, help="How many, in a seeded order.")] = 300,
     llm: Annotated[list[str] | None, typer.Option(help="Only these of the checkpoint's LLMs.")] = None,
+    encoder: Annotated[str, typer.Option(help="Its second encoder of this kind: bytes.")] = "",
     rows: Annotated[str, typer.Option(help="Rows, with commas; default: all of the protocol.")] = "",
     protocol: Annotated[
         Literal["task-token", "one-shot"], typer.Option(help="How questions are asked.")
@@ -230,6 +231,7 @@ def eval_command(
             latents=_listed(latents),
             joint=joint,
             batch=batch,
+            encoder=encoder,
         )
         report(request, as_json)
         return 0

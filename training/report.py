@@ -13,7 +13,7 @@ from ..core.console import message, print_json, print_table
 from ..core.errors import InputError, ModelError
 from ..core.files import atomic_write_json, sha256_file
 from .building import open_checkpoint
-from .checkpoint import read_meta
+from .checkpoint import joined_folder, read_meta
 from .data import Item, read_questions
 from .evaluate import pick
 from .evaluation.kinds import parse
@@ -62,6 +62,7 @@ class Request:
     latents: tuple[str, ...] = ()
     joint: bool = False
     batch: int = 8
+    encoder: str = ""
 
 
 def report(request: Request, as_json: bool) -> None:
@@ -77,7 +78,7 @@ def report(request: Request, as_json: bool) -> None:
         parse(name)
     items = pick(read_questions([str(path) for path in request.data]), request.questions)
     protocol = _protocol(request)
-    folder = find(request.checkpoint)
+    folder = find(request.checkpoint, request.encoder)
     model, meta = open_checkpoint(folder, request.device, request.precision, request.llms)
     warn_of_cuts(model, items)
     kinds = (*(request.rows or all_rows(protocol, model.config)), *more)
@@ -106,13 +107,19 @@ def report(request: Request, as_json: bool) -> None:
         store(folder, found)
 
 
-def find(checkpoint: str) -> Path:
-    """The folder of a checkpoint: itself, the best or last one of a run, or the one that ships as ``reference``."""
+def find(checkpoint: str, encoder: str = "") -> Path:
+    """The folder of a checkpoint: itself, the best or last one of a run, or the one that ships as ``reference``.
+
+    Args:
+        checkpoint: folder or ``reference``.
+        encoder: kind of its second encoder; empty: the one that its adapters were trained with.
+    """
     folder = Path(checkpoint)
     if checkpoint == "reference" and not folder.is_dir():
-        return Path(__file__).resolve().parent.parent / "reference"
+        folder = Path(__file__).resolve().parent.parent / "reference"
     inside = (folder / name for name in ("best", "last") if not (folder / "meta.json").is_file())
-    return next((path for path in inside if (path / "meta.json").is_file()), folder)
+    found = next((path for path in inside if (path / "meta.json").is_file()), folder)
+    return joined_folder(found, encoder) if encoder else found
 
 
 def _protocol(request: Request) -> Protocol:
