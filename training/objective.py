@@ -105,19 +105,21 @@ class Objective:
         tau = self.config.kd_tau
         for name, words in said.items():
             student = logits if name == "kd" else llm.logits(states[tree.asked])
-            kept = isinstance(words, TopLogits)
-            found[name] = distillation_top(student, words, tau) if kept else distillation(student, words, tau)
+            if isinstance(words, Tensor):
+                found[name] = distillation(student, words, tau)
+            else:
+                found[name] = distillation_top(student, words, tau)
         return found
 
     @torch.no_grad()
     def _said(
         self, model: LatentModel, llm: LMWrapper, teacher: Tree, positions: Mapping[str, Tensor]
-    ) -> dict[str, TopLogits | Tensor]:
+    ) -> Mapping[str, TopLogits | Tensor]:
         """What the teacher says at each term's positions: as it was kept, or by reading the full text."""
         cache = self.caches.get(llm.name)
         known = cache.recall(teacher.keys, tuple(positions), teacher.ids.device) if cache else None
         if known is not None:
-            return dict(known)
+            return known
         read = model.states(llm, teacher, model.task_rows(llm, teacher.ids.shape[0])).flatten(0, 1)
         k = self.config.teacher_top
         if not k:

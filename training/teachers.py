@@ -25,14 +25,14 @@ def facts_of(config: Config, llm: LMWrapper, model: LatentModel, started: bool) 
 
     The task rows are among it: the teacher reads them, as the format stage left them.
     """
-    rows = {"task": model.adapter(llm).task.weight.detach()}  # type: ignore[union-attr]
+    rows = {"task": model.adapter(llm).get_parameter("task.weight").detach()}
     facts = {
         "llm_fingerprint": llm.fingerprint,
         "precision": config.precision,
         "kd_tau": config.kd_tau,
         "teacher_top": config.teacher_top,
     }
-    return facts | ({"task_rows": fingerprint(rows, {})} if started else {})  # type: ignore[arg-type]
+    return facts | ({"task_rows": fingerprint(rows, {})} if started else {})
 
 
 class Teachers:
