@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -96,9 +97,9 @@ def magnitudes(reader: WeightReader, folder: Path, prompts: Sequence[Sequence[in
             ids = np.array(prompts[start : start + BATCH], np.int64)
             rows = np.zeros((len(ids), 1, config.hidden_size), np.float32)
             empty = {"input_ids": ids, "row_index": np.full_like(ids, -1), "rows": rows}
-            (embeds,) = guarded(lambda given=empty: splice.run(["inputs_embeds"], given), "calibration")
+            (embeds,) = guarded(partial(splice.run, ["inputs_embeds"], empty), "calibration")
             inputs = _inputs(config, embeds)
-            seen = guarded(lambda given=inputs: session.run(names, given), "calibration")
+            seen = guarded(partial(session.run, names, inputs), "calibration")
             for name, values in zip(names, seen, strict=True):
                 site = name.removesuffix(SEEN)
                 found[site] = np.maximum(found.get(site, values), values)
@@ -167,4 +168,5 @@ def _rows(reader: WeightReader, site: str) -> F32:
         for name in names
         for _, block in reader.blocks(name)
     ]
-    return np.maximum.reduce(largest)
+    found: F32 = np.maximum.reduce(largest)
+    return found
