@@ -1,0 +1,65 @@
+"""Several LLMs, one frame: scores are those of a whole pass, and each rule chooses what it says."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from latentwire.core.errors import InputError
+from latentwire.engines.buffers import Buffers
+from latentwire.runtime.ensemble import answer_together, choose, log_likelihoods
+from latentwire.runtime.pipeline import Pipeline
+from latentwire.runtime.prompts.answer import embed
+from latentwire.runtime.prompts.build import build
+from latentwire.runtime.prompts.prompt import LatentPrompt
+
+QUESTION = "When?"
+
+
+def whole_pass(pipe: Pipeline, frame: bytes, text: str) -> float:
+    """The same figure from a prompt that grows by a token, read anew each time."""
+    prompt, total = build(pipe, frame, QUESTION), 0.0
+    target = [*pipe.tokenizer.encode(f" {text}"), pipe.bundle.manifest.llm.eos[0]]
+    ids, mask = prompt.token_ids, prompt.is_token
+    for token in target:
+        grown = LatentPrompt(ids, mask, prompt.latents, prompt.target)
+        embeds, lengths = embed(pipe.engine, [grown])
+        buffers: Buffers = pipe.engine.alloc(1, len(ids))
+        pipe.engine.prefill(buffers, embeds, lengths)
+        logits = buffers.logits[0].astype(np.float64)
+        total += float(logits[token] - np.logaddexp.reduce(logits))
+        ids, mask = np.append(ids, token), np.append(mask, True)
+    return total / len(target)
+
+
+def test_scores_are_those_of_a_whole_pass(pipe: Pipeline) -> None:
+    (frame,) = pipe.compress(["The bridge was opened in 1932."])
+    texts = ["1932", "in the year 1932", "x"]
+    found = log_likelihoods(pipe, frame, QUESTION, texts)
+    want = [whole_pass(pipe, frame, t) for t in texts]
+    print(f"maximum difference {np.abs(np.subtract(found, want)).max():.2e}")
+    np.testing.assert_allclose(found, want, atol=1e-4)
+    assert log_likelihoods(pipe, frame, QUESTION, []) == []
+
+
+def test_rules() -> None:
+    scores = np.array([[-1.0, -2.0, -9.0], [-9.0, -2.0, -9.0], [-9.0, -2.0, -0.5]], np.float32)
+    proposals, distinct = ["a", "b", "c"], ["a", "b", "c"]
+    assert choose("joint", proposals, distinct, scores) == 1
+    assert choose("best", proposals, distinct, scores) == 2
+    assert choose("majority", proposals, distinct, scores) == 1  # one vote each: as joint
+    assert choose("majority", ["c", "b", "C "], ["c", "b", "C "], scores) == 2  # two votes against joint's b
+
+
+def test_together(pipe: Pipeline) -> None:
+    (frame,) = pipe.compress(["The bridge was opened in 1932."])
+    found = answer_together([pipe, pipe], frame, QUESTION)
+    assert found.text == found.proposals[0] == pipe.generate([frame], [QUESTION])[0]
+    assert found.scores.shape == (2, 1)
+
+
+@pytest.mark.parametrize(("count", "rule"), [(1, "joint"), (2, "loudest")])
+def test_what_is_no_ensemble(pipe: Pipeline, count: int, rule: str) -> None:
+    with pytest.raises(InputError) as caught:
+        answer_together([pipe] * count, "text", QUESTION, rule)  # type: ignore[arg-type]
+    assert caught.value.code == 2111
