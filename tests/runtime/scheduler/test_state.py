@@ -207,6 +207,21 @@ def test_fewer_larger_prefills() -> None:
     assert [row for row, _ in plan.placed] == [0, 2]
 
 
+def test_a_job_that_must_be_alone_joins_nobody_and_nobody_joins_it() -> None:
+    scheduler = Scheduler(Limits(rows=2, positions=1000, longest=200))
+    for key in range(3):
+        scheduler.add(Job(key, 10, 5))
+    scheduler.plan()
+    scheduler.again(alone=[1])
+    together = []
+    while plan := scheduler.plan():
+        together.append([job.key for _, job in scheduler.placed()])
+        if isinstance(plan, Decode):
+            scheduler.finish(plan.running[0][1].key)
+    assert [keys for i, keys in enumerate(together) if keys not in together[:i]] == [[0], [1], [2]]
+    assert not any(1 in keys and len(keys) > 1 for keys in together)
+
+
 def test_a_job_that_does_not_fit_the_pool_is_not_overtaken() -> None:
     scheduler = Scheduler(Limits(rows=2, positions=1000, longest=200, online=True))
     scheduler.add(Job(0, 10, 5))
