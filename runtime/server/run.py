@@ -32,7 +32,7 @@ from .prompts import FRAME_TYPE
 from .protocol import protocol
 from .settings import Limits
 
-SEND_BUFFER: Final = 256 << 10
+SEND_BUFFER: Final = 64 << 10
 """Bytes."""
 
 
