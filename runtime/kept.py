@@ -243,7 +243,8 @@ def _marked(word: Word, text: str, verbatim: Sequence[str]) -> Word:
 
 def _embeddings(engine: Engine, ids: np.ndarray[Any, Any]) -> F32:
     none = np.zeros((1, 1, engine.bundle.manifest.llm.hidden_size), np.float32)
-    return engine.splice(ids[None].astype(np.int64), np.full((1, len(ids)), -1, np.int64), none)[0]
+    out: F32 = engine.splice(ids[None].astype(np.int64), np.full((1, len(ids)), -1, np.int64), none)[0]
+    return out
 
 
 def _unit(x: F32) -> F32:
