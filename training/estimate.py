@@ -102,9 +102,7 @@ def estimate(config: Config, llm: Mapping[str, Any]) -> Estimate:
         stored_parameters=stored,
         encoder_parameters=own,
         positions=positions,
-        weights_bytes=element * read_only
-        + table
-        + 4 * (trained + stored + own),
+        weights_bytes=element * read_only + table + 4 * (trained + stored + own),
         optimiser_bytes=(OPTIMISER - 4) * trained,
         activation_bytes=activations(theirs, positions, element)
         + 12 * vocab * config.micro_batch * config.branch_tokens,
