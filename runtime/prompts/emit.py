@@ -21,7 +21,8 @@ from .torch_file import pack
 
 def embeddings(engine: Engine, prompt: LatentPrompt) -> F32:
     """The whole prompt as float32 [T,H]: tokens looked up in the LLM's table. Raises as ``answer.embed``."""
-    return embed(engine, [prompt])[0][0]
+    whole: F32 = embed(engine, [prompt])[0][0]
+    return whole
 
 
 def hugging_face(engine: Engine, prompts: Sequence[LatentPrompt]) -> dict[str, Any]:

@@ -92,7 +92,7 @@ def _shape(data: bytes) -> tuple[str, int, int]:
         steps = [(op.name, arg) for op, arg, _ in pickletools.genops(data) if op.name not in _MEMO]
     except Exception as e:  # bytes from outside: the module raises whatever it trips over
         raise InputError(2140, "damaged instructions", where="prompt_embeds") from e
-    numbers = [int(arg) for name, arg in steps if name in ("BININT", "BININT1", "BININT2")]
+    numbers = [arg for name, arg in steps if name in ("BININT", "BININT1", "BININT2") and isinstance(arg, int)]
     storage = [str(arg) for name, arg in steps if name == "GLOBAL" and str(arg).startswith("torch ")]
     if len(numbers) != 6 or len(storage) != 1 or _plain(steps) != _plain(_expected(storage[0])):
         names = ", ".join(str(arg) for name, arg in steps if name == "GLOBAL")[:200]
@@ -133,7 +133,8 @@ def _narrow(rows: F32, dtype: Dtype) -> npt.NDArray[Any]:
     if dtype != "bfloat16":
         return np.ascontiguousarray(rows, dtype.replace("float", "<f").replace("32", "4").replace("16", "2"))
     bits = np.ascontiguousarray(rows, "<f4").view("<u4")
-    return ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype("<u2")  # to the nearest, ties to even
+    half: npt.NDArray[Any] = ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype("<u2")  # to the nearest, ties to even
+    return half
 
 
 def _widen(data: bytes, dtype: Dtype) -> F32:
