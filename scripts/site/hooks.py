@@ -26,7 +26,7 @@ ELSEWHERE = {
 """File of the repository -> page of the site."""
 
 LINK = re.compile(r"(?<!!)\[([^\]]+)\]\(([^)\s#]+)(#[^)]*)?\)")
-MARK = re.compile(r"^<!-- (?:slow|not run|run by)\b.*?-->\n", re.MULTILINE)
+MARK = re.compile(r"^<!-- (?:not run|run by)\b.*?-->\n", re.MULTILINE)
 """Says how the tests treat the block below it (tests/docs/blocks.py); readers need not see it."""
 
 

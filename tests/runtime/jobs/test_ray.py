@@ -139,7 +139,7 @@ def test_the_command_line_brings_a_cluster_of_its_own(toy_bundle: Path, tmp_path
 
 
 def test_a_pipeline_of_ray_data(cluster: Any, toy_bundle: Path) -> None:
-    """The documented call: actors open the bundle, every row comes back with the local frames or its error."""
+    """The call of docs/jobs.md: actors open the bundle, every row comes back with the local frames or its error."""
     from latentwire.runtime.compress import Compressed
     from latentwire.runtime.jobs.map_batches import Compressor
     from latentwire.runtime.options import CompressOptions
