@@ -14,11 +14,11 @@ from typing import Any
 
 import pytest
 import typer
-import yaml
+from mkdocs.utils.yaml import yaml_load
 
 from latentwire.cli import app
 
-BUILD = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet"]
+BUILD = [sys.executable, "-m", "mkdocs", "build", "--strict"]  # with --quiet it would count no warnings
 
 
 def build(root: Path, out: Path) -> subprocess.CompletedProcess[str]:
@@ -101,6 +101,6 @@ def test_a_link_that_leads_nowhere_fails_the_build(root: Path, tmp_path: Path, f
 
 def test_nothing_in_the_configuration_hides_warnings(root: Path) -> None:
     text = (root / "mkdocs.yml").read_text(encoding="utf-8")
-    config = yaml.safe_load(text)
+    config = yaml_load(text)
     assert config["strict"] is True
     assert {rule for group in config["validation"].values() for rule in group.values()} == {"warn"}
