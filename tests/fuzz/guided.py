@@ -51,7 +51,7 @@ def fuzz(name: str, given: argparse.Namespace) -> None:
     limits = [
         f"-max_total_time={given.seconds}",
         "-max_len=8192",
-        "-timeout=1",
+        "-timeout=10",  # wall time: on a busy machine a process may stand still for seconds
         "-rss_limit_mb=1024",
         "-print_final_stats=1",
     ]
