@@ -16,7 +16,7 @@ ABOVE = {
     ("README.md", "./scripts/demo "): ("not run", "minutes, and a language model from the network"),
     ("README.md", "./scripts/install "): ("not run", "an environment and a language model from the network"),
     ("README.md", "latentwire export reference -o bundle"): ("not run", "minutes each; tests/export exports them all"),
-    ("README.md", 'pip install ".[serve]"'): ("not run", "a server does not end; tests/runtime/server/test_docs.py runs one"),
+    ("README.md", 'pip install ".[serve]"'): ("not run", "it does not end; tests/runtime/server runs one"),
     ("README.md", "latentwire train "): ("not run", "hours; tests/training does it in small"),
     ("README.md", "./scripts/bench "): ("not run", "up to half an hour"),
     ("reference/README.md", "latentwire eval "): ("not run", "half an hour on held-out data"),
