@@ -58,7 +58,9 @@ def show(lines: list[Line], rates: dict[str, Rate], facts: dict[str, Any]) -> No
         f"The expected answer is found {hits[0]} times of {len(lines)} from latents, {hits[1]} times from full text.\n"
     )
     fast = [(n, f"{r.median:.0f}", f"{r.slowest:.0f} to {r.fastest:.0f}") for n, r in rates.items()]
-    title = f"samples a minute, {facts['engine']} {facts['precision']}, batches of {facts['batch_size']}, {facts['cpu']}"
+    title = (
+        f"samples a minute, {facts['engine']} {facts['precision']}, batches of {facts['batch_size']}, {facts['cpu']}"
+    )
     print_table(["path", "median", f"of {facts['rounds']} alternating rounds"], fast, title)
 
 
