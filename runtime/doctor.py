@@ -13,6 +13,7 @@ import subprocess
 import tempfile
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -99,7 +100,7 @@ def examine(bundle: Path | None = None) -> Report:
         works = {check.name for check in checks if check.works}
         for name, (backend, device) in BACKENDS.items():
             if name in works:
-                checks.append(tried(f"{bundle} on {name}", lambda b=backend, d=device: _answers(bundle, b, d)))
+                checks.append(tried(f"{bundle} on {name}", partial(_answers, bundle, backend, device)))
     return Report(machine(), extras(), tuple(checks), models())
 
 

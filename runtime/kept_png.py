@@ -81,13 +81,13 @@ def wrapped(text: str, words: tuple[Word, ...]) -> Iterator[Line]:
     pieces.append((text[at:], None))
     line: Line = []
     used = 0
-    for piece, word in pieces:
-        for part in _parts(piece, word is not None):
+    for piece, owner in pieces:
+        for part in _parts(piece, owner is not None):
             if part == "\n" or (used + len(part) > COLUMNS and line):
                 yield line
                 line, used = [], 0
             if part.strip() or (line and part != "\n"):
-                line.append((part, word))
+                line.append((part, owner))
                 used += len(part)
     if line:
         yield line
