@@ -34,8 +34,8 @@ def search(folder: Path, best: int = BEST) -> None:
     g.op(
         "ReduceSum", g.op("Mul", entries, weights), g.constant("axis", np.array([2], np.int64)), out="rows", keepdims=0
     )
-    kinds = [("latents", ["B", "M", WIDTH]), ("rows", ["B", "M", WIDTH])]
-    ends = [onnx.helper.make_tensor_value_info(n, onnx.TensorProto.FLOAT, d) for n, d in kinds]
+    shape: list[str | int | None] = ["B", "M", WIDTH]
+    ends = [onnx.helper.make_tensor_value_info(n, onnx.TensorProto.FLOAT, shape) for n in ("latents", "rows")]
     graph = onnx.helper.make_graph(g.nodes, "adapter", ends[:1], ends[1:], list(g.initializers.values()))
     model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 24)], ir_version=11)
     (folder / "adapter.onnx").write_bytes(model.SerializeToString())

@@ -155,9 +155,9 @@ def test_export_calibrates_int8_only_and_the_same_twice(
     llm, found = tiny("qwen2-tied"), []
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
-        config = write_llm(llm, tmp_path / name, choose(Wishes(precision="int8")))
-        found.append((tmp_path / name / "decoder.safetensors").read_bytes())
-    assert found[0] == found[1]
+        found.append(write_llm(llm, tmp_path / name, choose(Wishes(precision="int8"))))
+    config = found[0]
+    assert len({(tmp_path / name / "decoder.safetensors").read_bytes() for name in ("a", "b")}) == 1
     assert "onnxruntime" not in capfd.readouterr().err
     files = sorted(p.name for p in (tmp_path / "a").iterdir())
     assert files == ["decoder.onnx", "decoder.safetensors", "splice.onnx", "tokenizer.json"]

@@ -6,6 +6,7 @@ import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -39,7 +40,13 @@ def runs(base: Config, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """``a``: the first encoder's run; ``b``: a byte encoder's that learned from it."""
     folder = tmp_path_factory.mktemp("runs")
     Trainer(base, folder / "a").train()
-    student = {"encoder_type": "bytes", "byte_width": 48, "byte_layers": 1, "max_tokens": 256, "bundle": "latent"}
+    student: dict[str, Any] = {
+        "encoder_type": "bytes",
+        "byte_width": 48,
+        "byte_layers": 1,
+        "max_tokens": 256,
+        "bundle": "latent",
+    }
     Trainer(replace(base, teacher=str(folder / "a" / "last"), **student), folder / "b").train()
     return folder
 
@@ -62,14 +69,15 @@ def test_frames_of_either_encoder_are_read_by_the_same_adapters(joined: Path, ti
     for kind in ("", "bytes"):
         export_bundle(Request(str(joined), str(tiny_llm), tmp_path / f"b{kind}", encoder=kind, verify="weights"))
     with Pipeline.open(tmp_path / "b") as first, Pipeline.open(tmp_path / "bbytes") as second:
+        id_of_first = first.bundle.manifest.encoder.model_id
         for codec in ("f16", "fsq"):
             own, other = (pipe.compress(TEXTS, CompressOptions(codec=codec)) for pipe in (first, second))
             assert own != other
             # Whoever reads needs to know only whose latents they are.
             answers = [pipe.generate(other, [QUESTION] * len(TEXTS)) for pipe in (first, second)]
             assert answers[0] == answers[1]
+            assert all(message.unpack(frame, model_id=id_of_first).frames for frame in other)
         assert second.encoder_tokenizer.encode("é") == list("é".encode())
-        assert message.unpack(other[0], model_id=first.bundle.manifest.encoder.model_id)
 
 
 def test_it_opens_to_be_measured_with_the_quantiser_of_the_first(joined: Path, runs: Path) -> None:

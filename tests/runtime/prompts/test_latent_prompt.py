@@ -98,7 +98,7 @@ def test_what_does_not_fit_the_llm_is_refused(target: Target, prompts: list[Late
     refused(2140, LatentPrompt.of, [[target.vocab_size]], target)
     refused(2140, LatentPrompt.of, [[-1]], target)
     refused(2141, LatentPrompt.of, [[1] * (target.max_positions + 1)], target)
-    refused(2143, lambda: replace(target, dtype="int8"))
+    refused(2143, lambda: replace(target, dtype="int8"))  # type: ignore[arg-type]
     refused(2144, LatentPrompt.of, [rows[:, :-1]], target)
     refused(2144, LatentPrompt.of, [rows.astype(np.float64)], target)
     refused(2144, LatentPrompt, prompts[0].token_ids, prompts[0].is_token, rows[1:], target)

@@ -207,6 +207,7 @@ def test_3001_one_bad_row_ends_alone(toy_bundle: Path) -> None:
     assert isinstance(found[1][1], LatentError)
     assert found[1][1].code == 3001
     for i in (0, 2, 3):
-        assert found[i][1] == want[i]
-        assert isinstance(want[i], Answer)
-        assert found[i][0] == want[i].text  # nothing was told twice when the rows were read again
+        expected = want[i]
+        assert found[i][1] == expected
+        assert isinstance(expected, Answer)
+        assert found[i][0] == expected.text  # nothing was told twice when the rows were read again
