@@ -9,7 +9,9 @@ import typer
 
 from ..runtime.choices import BackendName, CodecName
 
-app = typer.Typer(help="Measure speed, memory and quality beside other runtimes.", no_args_is_help=True)
+app = typer.Typer(
+    help="Measure speed, memory and quality beside other runtimes.", no_args_is_help=True, add_completion=False
+)
 
 
 ArrivalsName = Literal["poisson", "bursty"]

@@ -9,17 +9,30 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, Protocol
 
 from ..core.errors import LatentWireError, RowError
 from .answer import Answer
 from .jobs.questions import Question
 from .jobs.table import StoredRow
 from .options import GenerateOptions
-from .pipeline import Pipeline
+from .pipeline import Context
 
 GROUP: Final = 256
 """Questions that are sorted by length together; results come a group at a time."""
+
+
+class Answering(Protocol):
+    """Whoever answers: a pipeline, or several as one."""
+
+    def answers(
+        self,
+        contexts: Sequence[Context],
+        prompts: Sequence[str],
+        options: GenerateOptions,
+        done: Callable[[int], None],
+    ) -> list[Answer | LatentWireError]:
+        """As ``Pipeline.answers``."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +46,7 @@ class Result:
 
 
 def ask(
-    pipe: Pipeline,
+    pipe: Answering,
     rows: Iterable[StoredRow],
     questions: Sequence[Question],
     options: GenerateOptions,
@@ -63,7 +76,7 @@ def ask(
 
 
 def _answer(
-    pipe: Pipeline, pairs: Sequence[tuple[StoredRow, Question]], options: GenerateOptions, done: Callable[[int], None]
+    pipe: Answering, pairs: Sequence[tuple[StoredRow, Question]], options: GenerateOptions, done: Callable[[int], None]
 ) -> Iterator[Result]:
     asked = [(row.message, q.text) for row, q in pairs if row.message]
     found = iter(pipe.answers([m for m, _ in asked], [text for _, text in asked], options, done))

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from .choices import Rule
 from .flags import Batch, BundleOption, Debug, Device, EngineOption, Json, Quiet, Threads, run_body
 from .jobs.cli import run_command
 
@@ -34,6 +35,12 @@ def generate_command(
     engine: EngineOption = "auto",
     threads: Threads = None,
     stream: Annotated[bool, typer.Option("--stream", help="Print each answer while it is made.")] = False,
+    also: Annotated[
+        list[Path] | None, typer.Option("--also", help="Bundle of a further LLM for the same frames; may be repeated.")
+    ] = None,
+    ensemble: Annotated[
+        Rule | None, typer.Option(help="How one of their answers is chosen, default joint: scored by all of them.")
+    ] = None,
     as_json: Json = False,
     quiet: Quiet = False,
     debug: Debug = False,
@@ -51,9 +58,15 @@ def generate_command(
       latentwire generate out/ --question "Who is it about?" --bundle bundle/
 
       latentwire generate out/ --questions q.jsonl --json > answers.jsonl
+
+      latentwire generate out/ --question "Who?" -b llama/ --also gemma/ --ensemble joint
     """
     if not question and not questions:
         raise typer.BadParameter("ask something with --question or --questions")
+    if ensemble and not also:
+        raise typer.BadParameter("--ensemble needs a further LLM: --also BUNDLE")
+    if also and stream:
+        raise typer.BadParameter("--stream prints one LLM's answer while it is made; leave it out beside --also")
 
     def body() -> int:
         from . import commands
@@ -68,7 +81,8 @@ def generate_command(
             top_p=top_p,
             seed=seed,
         )
-        what = commands.GenerateRun(frames, bundle, tuple(question or ()), questions, out, stream)
+        asked = (frames, bundle, tuple(question or ()), questions, out, stream)
+        what = commands.GenerateRun(*asked, tuple(also or ()), ensemble or "joint")
         return commands.generate(what, options, Machine(device, engine, threads), as_json)
 
     run_body(body, quiet, debug)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,9 @@ from ..core.console import message, print_json, print_table, track
 from ..core.errors import EXIT_OK, EXIT_ROW_ERRORS, LatentWireError, RowError
 from ..core.files import atomic_write_bytes, human_bytes
 from .answer import Answer
-from .ask import Result, ask
+from .ask import Answering, Result, ask
+from .choices import Rule
+from .ensemble import Chosen, Ensemble
 from .inspection import inspect as inspect_path
 from .jobs.questions import Question, read_questions
 from .jobs.source import Source, open_source
@@ -33,6 +36,8 @@ class GenerateRun:
     questions_file: str | None
     out: Path | None
     stream: bool
+    also: tuple[Path, ...] = ()
+    rule: Rule = "joint"
 
 
 def generate(what: GenerateRun, options: GenerateOptions, machine: Machine, as_json: bool) -> int:
@@ -43,6 +48,11 @@ def generate(what: GenerateRun, options: GenerateOptions, machine: Machine, as_j
     with Pipeline.open(what.bundle, parts=GENERATE_PARTS, **asdict(machine)) as pipe:
         if what.stream:
             return _stream(pipe, source, questions, options)
+        if what.also:
+            with ExitStack() as stack:
+                opened = (Pipeline.open(path, parts=GENERATE_PARTS, **asdict(machine)) for path in what.also)
+                together = Ensemble([pipe, *map(stack.enter_context, opened)], what.rule)
+                return _print_results(_asked(together, source, questions, options), what.out, as_json)
         return _print_results(_asked(pipe, source, questions, options), what.out, as_json)
 
 
@@ -82,6 +92,9 @@ def result_json(result: Result) -> dict[str, Any]:
         said = str(result.outcome).encode("utf-8", "backslashreplace").decode()
         return {**line, "error_code": result.outcome.label, "error_message": said}
     answer = result.outcome
+    if isinstance(answer, Chosen):
+        proposals = [{"llm": llm, "answer": text} for llm, text in answer.proposals]
+        line |= {"proposals": proposals, "scores": answer.scores}
     counts = {"new_tokens": answer.new_tokens, "prompt_positions": answer.prompt_positions}
     return {
         **line,
@@ -92,7 +105,7 @@ def result_json(result: Result) -> dict[str, Any]:
     }
 
 
-def _asked(pipe: Pipeline, source: Source, questions: list[Question], options: GenerateOptions) -> Iterator[Result]:
+def _asked(pipe: Answering, source: Source, questions: list[Question], options: GenerateOptions) -> Iterator[Result]:
     general = sum(q.row is None and not q.error for q in questions)
     special = sum(q.row is not None and not q.error for q in questions)
     total = None if source.count is None else source.count * general + special

@@ -11,69 +11,98 @@ tokens; a proposal is scored as the LLM would write it, with a space before and 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import get_args
 
 import numpy as np
+import numpy.typing as npt
 
 from ..core.errors import InputError, LatentWireError
-from ..engines.base import F32
+from .answer import Answer
+from .choices import Rule
 from .options import GenerateOptions
 from .pipeline import Context, Pipeline
 from .prompts.answer import embed
 from .prompts.build import build
 
-Rule = Literal["joint", "majority", "best"]
+F64 = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)
-class Choice:
-    """What the LLMs said together.
+class Chosen(Answer):
+    """What several LLMs said together. The counts are sums over all of them, but ``context_positions``.
 
     Attributes:
-        text: the chosen proposal.
-        proposals: one per LLM, in the order of the pipelines.
-        scores: nats, float32 [LLMs, options]: mean log-likelihood per token of each distinct proposal.
-        options: the distinct proposals that are not empty, in the order they came.
+        proposals: each LLM's name and what it said, in the order of the pipelines.
+        scores: nats, by LLM and then by distinct proposal, in the order they came, without empty ones: mean
+            log-likelihood per token.
     """
 
-    text: str
-    proposals: tuple[str, ...]
-    options: tuple[str, ...]
-    scores: F32
+    proposals: tuple[tuple[str, str], ...]
+    scores: tuple[tuple[float, ...], ...]
 
 
-def answer_together(
-    pipes: Sequence[Pipeline],
-    context: Context,
-    question: str,
-    rule: Rule = "joint",
-    options: GenerateOptions | None = None,
-) -> Choice:
-    """One question about one frame (or text), asked of every pipeline.
+class Ensemble:
+    """Pipelines of several LLMs that answer as one.
+
+    Args:
+        pipes: at least two, open; whoever opened them closes them.
+        rule: how one proposal is chosen.
 
     Raises:
         InputError: 2111 fewer than two pipelines, or an unknown rule.
-        LatentWireError: as ``Pipeline.answers`` and ``build``, of the first LLM that fails.
     """
-    if len(pipes) < 2 or rule not in get_args(Rule):
-        expected = f"expected at least 2 LLMs and one of {', '.join(get_args(Rule))}, got {len(pipes)} and {rule!r}"
-        raise InputError(2111, "no such ensemble", where="option ensemble", expected=expected)
-    proposals: list[str] = []
-    for pipe in pipes:
-        (found,) = pipe.answers([context], [question], options or GenerateOptions())
-        if isinstance(found, LatentWireError):
-            raise found
-        proposals.append(found.text)
-    distinct = list(dict.fromkeys(p for p in proposals if p))
-    scores = np.array([log_likelihoods(pipe, context, question, distinct) for pipe in pipes], np.float32)
-    text = distinct[choose(rule, proposals, distinct, scores)] if distinct else ""
-    return Choice(text, tuple(proposals), tuple(distinct), scores)
+
+    def __init__(self, pipes: Sequence[Pipeline], rule: Rule = "joint") -> None:
+        if len(pipes) < 2 or rule not in get_args(Rule):
+            expected = f"expected at least 2 LLMs and one of {', '.join(get_args(Rule))}, got {len(pipes)} and {rule!r}"
+            raise InputError(2111, "no such ensemble", where="option ensemble", expected=expected)
+        self._pipes, self._rule = tuple(pipes), rule
+
+    def answers(
+        self,
+        contexts: Sequence[Context],
+        prompts: Sequence[str],
+        options: GenerateOptions,
+        done: Callable[[int], None] = lambda count: None,
+    ) -> list[Answer | LatentWireError]:
+        """As ``Pipeline.answers``: every LLM answers all, then each question's proposals are scored by all.
+
+        The error of the first LLM that has one stands in the place of a question.
+        """
+        said = [pipe.answers(contexts, prompts, options) for pipe in self._pipes]
+        found: list[Answer | LatentWireError] = []
+        for context, prompt, proposals in zip(contexts, prompts, zip(*said, strict=True), strict=True):
+            try:
+                found.append(self._chosen(context, prompt, proposals))
+            except LatentWireError as e:
+                found.append(e)
+            done(1)
+        return found
+
+    def _chosen(self, context: Context, prompt: str, proposals: Sequence[Answer | LatentWireError]) -> Chosen:
+        answers = [p for p in proposals if not isinstance(p, LatentWireError)]
+        for proposal in proposals:
+            if isinstance(proposal, LatentWireError):
+                raise proposal
+        texts = [a.text for a in answers]
+        distinct = list(dict.fromkeys(t for t in texts if t))
+        scores = np.array([log_likelihoods(pipe, context, prompt, distinct) for pipe in self._pipes], np.float64)
+        text = distinct[choose(self._rule, texts, distinct, scores)] if distinct else ""
+        return Chosen(
+            text,
+            answers[texts.index(text)].stop,
+            sum(a.new_tokens for a in answers),
+            sum(a.prompt_positions for a in answers),
+            answers[0].context_positions,
+            tuple((pipe.bundle.manifest.llm.name, t) for pipe, t in zip(self._pipes, texts, strict=True)),
+            tuple(tuple(map(float, row)) for row in scores),
+        )
 
 
-def choose(rule: Rule, proposals: Sequence[str], distinct: Sequence[str], scores: F32) -> int:
-    """Index of the chosen one of ``distinct``; ``scores`` float32 [LLMs, options]. The first wins a tie."""
+def choose(rule: Rule, proposals: Sequence[str], distinct: Sequence[str], scores: F64) -> int:
+    """Index of the chosen one of ``distinct``; ``scores`` float64 [LLMs, options]. The first wins a tie."""
     joint = scores.sum(axis=0)
     if rule == "joint":
         return int(np.argmax(joint))

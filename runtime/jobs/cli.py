@@ -13,7 +13,7 @@ from .records import BadFile, DuplicateId
 from .rows_cli import Folder, export_command, index_command, merge_command, report_command
 from .specfile import SPEC_SUFFIX, read_spec
 
-app = typer.Typer(help="Large compression jobs: run, look at, check.", no_args_is_help=True)
+app = typer.Typer(help="Large compression jobs: run, look at, check.", no_args_is_help=True, add_completion=False)
 
 
 def _inputs(context: typer.Context, inputs: list[str]) -> list[str]:

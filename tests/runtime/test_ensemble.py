@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import numpy as np
 import pytest
+from typer.testing import CliRunner
 
-from latentwire.core.errors import InputError
+from latentwire.cli import app
+from latentwire.core.errors import FrameError, InputError
 from latentwire.engines.buffers import Buffers
-from latentwire.runtime.ensemble import answer_together, choose, log_likelihoods
+from latentwire.runtime.answer import Answer
+from latentwire.runtime.ensemble import Chosen, Ensemble, choose, log_likelihoods
+from latentwire.runtime.options import GenerateOptions
 from latentwire.runtime.pipeline import Pipeline
 from latentwire.runtime.prompts.answer import embed
 from latentwire.runtime.prompts.build import build
@@ -52,14 +59,42 @@ def test_rules() -> None:
 
 
 def test_together(pipe: Pipeline) -> None:
+    frames = pipe.compress(["The bridge was opened in 1932.", "A tower stands beside it."])
+    heard: list[int] = []
+    found = Ensemble([pipe, pipe]).answers(frames, [QUESTION, "Where?"], GenerateOptions(), heard.append)
+    alone = pipe.answers(frames, [QUESTION, "Where?"])
+    assert heard == [1, 1]
+    for together, one in zip(found, alone, strict=True):
+        assert isinstance(together, Chosen)
+        assert isinstance(one, Answer)
+        assert (together.text, together.stop) == (one.text, one.stop)
+        assert [text for _, text in together.proposals] == [one.text] * 2
+        assert together.new_tokens == 2 * one.new_tokens
+        assert np.shape(together.scores) == (2, 1)
+
+
+def test_an_error_stands_in_the_place_of_its_question(pipe: Pipeline) -> None:
     (frame,) = pipe.compress(["The bridge was opened in 1932."])
-    found = answer_together([pipe, pipe], frame, QUESTION)
-    assert found.text == found.proposals[0] == pipe.generate([frame], [QUESTION])[0]
-    assert found.scores.shape == (2, 1)
+    found = Ensemble([pipe, pipe]).answers([frame, b"junk", frame], [QUESTION] * 3, GenerateOptions())
+    assert [type(f) for f in found] == [Chosen, FrameError, Chosen]
 
 
 @pytest.mark.parametrize(("count", "rule"), [(1, "joint"), (2, "loudest")])
 def test_what_is_no_ensemble(pipe: Pipeline, count: int, rule: str) -> None:
     with pytest.raises(InputError) as caught:
-        answer_together([pipe] * count, "text", QUESTION, rule)  # type: ignore[arg-type]
+        Ensemble([pipe] * count, rule)  # type: ignore[arg-type]
     assert caught.value.code == 2111
+
+
+def test_the_command(toy_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("in.jsonl").write_text('{"custom_id": "a", "text": "The bridge was opened in 1932."}\n', encoding="utf-8")
+    run = CliRunner().invoke
+    assert run(app, ["compress", "in.jsonl", "-o", "out", "-b", str(toy_bundle), "-q"]).exit_code == 0
+    words = ["generate", "out", "--question", QUESTION, "-b", str(toy_bundle), "--json", "-q"]
+    alone = json.loads(run(app, words).stdout)
+    together = json.loads(run(app, [*words, "--also", str(toy_bundle), "--ensemble", "majority"]).stdout)
+    assert together["answer"] == alone["answer"]
+    assert together["proposals"] == [{"llm": "toy", "answer": alone["answer"]}] * 2
+    for wrong in (["--ensemble", "best"], ["--also", str(toy_bundle), "--stream"]):
+        assert run(app, [*words, *wrong]).exit_code == 2
