@@ -50,7 +50,7 @@ def test_scores_are_those_of_a_whole_pass(pipe: Pipeline) -> None:
 
 
 def test_rules() -> None:
-    scores = np.array([[-1.0, -2.0, -9.0], [-9.0, -2.0, -9.0], [-9.0, -2.0, -0.5]], np.float32)
+    scores = np.array([[-1.0, -2.0, -9.0], [-9.0, -2.0, -9.0], [-9.0, -2.0, -0.5]], np.float64)
     proposals, distinct = ["a", "b", "c"], ["a", "b", "c"]
     assert choose("joint", proposals, distinct, scores) == 1
     assert choose("best", proposals, distinct, scores) == 2
