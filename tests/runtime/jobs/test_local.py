@@ -289,11 +289,12 @@ def test_workers_die_with_their_parent(
         assert workers
         parent.send_signal(ends)
         start = time.monotonic()
-        parent.wait(timeout=10)
-        while any(map(alive, workers)) and time.monotonic() - start < 5:
+        parent.wait(timeout=15)
+        while any(map(alive, workers)) and time.monotonic() - start < 15:
             time.sleep(0.01)
         assert not any(map(alive, workers))
-        assert time.monotonic() - start < 5
+        # Within 5 s where nothing else runs; beside a busy neighbour 7.6 s were seen.
+        assert time.monotonic() - start < 15
     finally:
         parent.kill()
         parent.wait()
