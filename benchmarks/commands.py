@@ -74,6 +74,7 @@ def run(kinds: Sequence[str], asked: Asked) -> int:
     if warning := machine.busy(machine.load()):
         message(warning)
     reports = []
+    name = f"{machine.slug()}-{datetime.datetime.now(datetime.UTC):%Y-%m-%d}{'-quick' if plan.quick else ''}"
     for kind in kinds:
         message(f"bench {kind}")
         report = KINDS[kind](plan)
@@ -82,10 +83,10 @@ def run(kinds: Sequence[str], asked: Asked) -> int:
             _add_roofline(report, plan)
         report.show(asked.as_json)
         reports.append(report)
-    if asked.out:
-        stem = asked.out / f"{machine.slug()}-{datetime.datetime.now(datetime.UTC):%Y-%m-%d}"
-        for path in write(reports, stem.with_name(stem.name + ("-quick" if plan.quick else ""))):
-            message(f"wrote {path}")
+        if asked.out:
+            # After each one: what was measured is not lost if the next is stopped.
+            paths = write(reports, asked.out / name)
+            message("wrote " + ", ".join(map(str, paths)))
     return EXIT_OK
 
 
