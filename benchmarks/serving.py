@@ -146,7 +146,8 @@ def _answered(tally: _Tally, number: int, text: str, first: float | None, whole:
 
 
 def _ms(seconds: list[float]) -> dict[str, float | None]:
-    return {name: None if s is None else s * 1000 for name, s in percentiles(seconds or [0.0]).items()}
+    found = percentiles(seconds) if seconds else dict.fromkeys(percentiles([0.0]))
+    return {name: None if s is None else s * 1000 for name, s in found.items()}
 
 
 def _failed(where: object, why: str) -> LatentWireError:

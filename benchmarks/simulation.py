@@ -14,6 +14,7 @@ from typing import Any, Final
 from ..core.console import message
 from ..core.errors import EXIT_OK, InputError
 from ..engines.opening import open_engine
+from ..runtime.scheduler.service import LOOK, ROOM
 from ..runtime.scheduler.state import Limits
 from . import machine, traces
 from .report import Report, Table, closed, share, whole, write
@@ -75,7 +76,7 @@ def run(asked: Asked) -> int:
 
 def policies(asked: Asked) -> Mapping[str, Limits]:
     """What is compared: whole batches, and refill at once or when a quarter or half of the rows is free."""
-    fixed: dict[str, Any] = {"waiting": asked.waiting, "step": 128, "look": 16, "online": True}
+    fixed: dict[str, Any] = {"waiting": asked.waiting, "step": ROOM, "look": LOOK, "online": True}
     sizes = (asked.rows, asked.rows * WINDOW, WINDOW)
     found = {"batches": Limits(*sizes, refill=False, **fixed)}
     for part in (0, 4, 2):
