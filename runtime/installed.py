@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, requires, version
+from importlib.metadata import PackageNotFoundError, metadata, requires, version
 from typing import Final
+
+from packaging.requirements import Requirement
 
 ALWAYS: Final = "everything"
 INTERNAL: Final = ("test", "fuzz")
 """Extras of this project's own development."""
-_REQUIREMENT: Final = re.compile(r"^([A-Za-z0-9._-]+)[^;]*(?:;(.*))?$")
-_EXTRA: Final = re.compile(r"""extra\s*==\s*["']([^"']+)["']""")
 
 
 @dataclass(frozen=True)
@@ -38,14 +37,17 @@ class Extra:
 
 def extras(package: str = "latentwire") -> tuple[Extra, ...]:
     """All groups of ``package``, what is always needed first, then in the order of its metadata."""
-    groups: dict[str, list[str]] = {ALWAYS: []}
-    for line in requires(package) or []:
-        found = _REQUIREMENT.match(line.strip())
-        marker = _EXTRA.search((found[2] or "") if found else "")
-        group = marker[1] if marker else ALWAYS
-        if found and group not in INTERNAL and found[1] != package:
-            groups.setdefault(group, []).append(found[1])
-    return tuple(_look(name, packages) for name, packages in groups.items())
+    lines = [Requirement(line) for line in requires(package) or []]
+    names = [name for name in metadata(package).get_all("Provides-Extra") or [] if name not in INTERNAL]
+    always = _named(lines, package, "")
+    groups = {name: [n for n in _named(lines, package, name) if n not in always] for name in names}
+    return tuple(_look(name, own) for name, own in {ALWAYS: always, **groups}.items())
+
+
+def _named(lines: list[Requirement], package: str, extra: str) -> list[str]:
+    """Names of what this machine needs for an extra, or, where it is empty, always."""
+    fits = [line for line in lines if line.marker is None or line.marker.evaluate({"extra": extra})]
+    return [line.name for line in fits if line.name != package]
 
 
 def _look(name: str, packages: list[str]) -> Extra:

@@ -47,7 +47,7 @@ FENCES: dict[str, list[str]] = {
     "onnxruntime_genai": ["benchmarks/peers/genai_peer.py"],
     "onnxscript": ["export/*"],
     "optimum": ["training/llm.py", "benchmarks/peers/optimum_peer.py"],
-    "packaging": ["models/*"],
+    "packaging": ["runtime/installed.py"],
     "peft": ["training/*"],
     "platformdirs": ["models/*", "core/*"],
     "psutil": ["benchmarks/*", "training/*"],
