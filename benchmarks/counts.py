@@ -22,9 +22,9 @@ from ..engines.bundle import Bundle, read_bundle
 from ..engines.opening import open_engine
 from ..runtime.options import CompressOptions, GenerateOptions
 from ..runtime.pipeline import Pipeline, raised
+from ..runtime.splice import embeddings
 from .counted import counted
 from .dry import dry_engine
-from .forced import embeddings
 from .inputs import load_inputs
 
 STORED: Final = "counts.json"

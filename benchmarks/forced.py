@@ -1,6 +1,6 @@
 """What the engine says about given tokens: greedy continuations of token prompts, and nats a token of answers.
 
-Straight on the engine, without the runtime's loop: a second opinion about the same numbers.
+Continuations come straight from the engine, without the runtime's loop: a second opinion about the same numbers.
 """
 
 from __future__ import annotations
@@ -9,11 +9,11 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ..engines.base import F32, I64, Engine
+from ..engines.base import Engine
 from ..runtime.options import GenerateOptions
 from ..runtime.pipeline import Context, Pipeline
-from ..runtime.request import Sizes
-from ..runtime.scheduler.rows import Rows
+from ..runtime.splice import embeddings
+from ..runtime.surprise import surprise
 
 
 def greedy(engine: Engine, prompts: Sequence[Sequence[int]], new_tokens: int, batch: int) -> list[list[int]]:
@@ -37,39 +37,17 @@ def greedy(engine: Engine, prompts: Sequence[Sequence[int]], new_tokens: int, ba
 
 
 def answer_nll(pipe: Pipeline, contexts: Sequence[Context], questions: Sequence[str], golds: Sequence[str]) -> float:
-    """Mean nats a token of the answers ``golds`` after their prompts, one prompt at a time.
+    """Mean nats a token of the answers ``golds`` after their prompts.
 
     The answer is fed token by token (teacher forcing): a space, then the answer, as training writes it.
     """
-    total, count = 0.0, 0
-    for context, question, gold in zip(contexts, questions, golds, strict=True):
-        ids = pipe.tokenizer.encode(" " + gold)
-        total += sum(_nats(pipe, context, question, ids))
-        count += len(ids)
-    return total / max(count, 1)
-
-
-def embeddings(engine: Engine, ids: I64) -> F32:
-    """Embeddings f32 [B,T,H] of token ids, no adapter rows among them."""
-    rows = np.zeros((len(ids), 1, engine.bundle.manifest.llm.hidden_size), np.float32)
-    return engine.splice(ids, np.full_like(ids, -1), rows)
-
-
-def _nats(pipe: Pipeline, context: Context, question: str, answer: Sequence[int]) -> list[float]:
-    engine, options = pipe.engine, GenerateOptions(max_new_tokens=len(answer) + 1)
-    request = pipe.request(context, question, options, "quality")
-    rows = Rows(engine)
-    rows.open(1, _slots(engine, Sizes(engine).prompt(request) + options.max_new_tokens))
-    rows.prefill([(0, request)])
-    buffers = rows.buffers
-    found = []
-    for token in answer:
-        scores = buffers.logits[0].astype(np.float64)
-        found.append(float(np.logaddexp.reduce(scores) - scores[token]))
-        buffers.feed(embeddings(engine, np.array([[token]], np.int64)))
-        buffers.next_token[0] = token  # an engine may read either
-        engine.decode(buffers)
-    return found
+    targets = [pipe.tokenizer.encode(" " + gold) for gold in golds]
+    requests = [
+        pipe.request(context, question, GenerateOptions(max_new_tokens=len(target) + 1), "quality")
+        for context, question, target in zip(contexts, questions, targets, strict=True)
+    ]
+    nats = surprise(pipe.engine, requests, targets)
+    return sum(float(one.sum()) for one in nats) / max(sum(map(len, nats)), 1)
 
 
 def _slots(engine: Engine, positions: int) -> int:

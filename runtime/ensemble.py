@@ -23,8 +23,7 @@ from .answer import Answer
 from .choices import Rule
 from .options import GenerateOptions
 from .pipeline import Context, Pipeline
-from .prompts.answer import embed
-from .prompts.build import build
+from .surprise import surprise
 
 F64 = npt.NDArray[np.float64]
 
@@ -117,27 +116,11 @@ def log_likelihoods(pipe: Pipeline, context: Context, question: str, answers: Se
     """Mean log-likelihood of each answer's tokens, its end included, nats a token.
 
     Raises:
-        LatentError: 3001, 3002 as ``Engine.prefill``.
-        ModelError: 3225 as ``build``.
+        FrameError, ModelError, RowError: as ``Pipeline.request``. LatentError: 3001, 3002 as ``Engine.prefill``.
     """
     if not answers:
         return []
-    llm, engine = pipe.bundle.manifest.llm, pipe.engine
-    targets = [[*pipe.tokenizer.encode(f" {a}"), *llm.eos[:1]] for a in answers]
-    embeds, lengths = embed(engine, [build(pipe, context, question)] * len(answers))
-    longest = max(map(len, targets))
-    buffers = engine.alloc(len(answers), pipe.bundle.manifest.capacity or embeds.shape[1] + longest)
-    engine.prefill(buffers, embeds, lengths)
-    sums = np.zeros(len(answers))
-    none = np.zeros((len(answers), 1, llm.hidden_size), np.float32)
-    for step in range(longest):
-        logits = buffers.logits[: len(answers)].astype(np.float64)
-        logits -= logits.max(axis=1, keepdims=True)
-        logs = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
-        tokens = np.array([t[min(step, len(t) - 1)] for t in targets], np.int64)
-        sums += np.where([step < len(t) for t in targets], logs[np.arange(len(answers)), tokens], 0)
-        if step + 1 < longest:
-            buffers.next_token[: len(answers)] = tokens
-            buffers.feed(engine.splice(tokens[:, None], np.full((len(answers), 1), -1, np.int64), none))
-            engine.decode(buffers)
-    return [float(s / len(t)) for s, t in zip(sums, targets, strict=True)]
+    targets = [[*pipe.tokenizer.encode(f" {a}"), *pipe.bundle.manifest.llm.eos[:1]] for a in answers]
+    options = GenerateOptions(max_new_tokens=max(map(len, targets)))
+    request = pipe.request(context, question, options, "question")
+    return [-float(nats.mean()) for nats in surprise(pipe.engine, [request] * len(targets), targets)]

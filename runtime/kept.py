@@ -17,11 +17,12 @@ import numpy as np
 
 from ..core.errors import InputError
 from ..core.prompt import CLOZE_TEMPLATE, question_ids
-from ..engines.base import F32, Engine
+from ..engines.base import F32
 from .message import Message
 from .options import GenerateOptions
 from .pipeline import Pipeline
 from .request import Request, no_latents
+from .splice import embeddings
 from .surprise import surprise
 
 NEAR: Final = 3
@@ -157,7 +158,7 @@ def nearest(pipe: Pipeline, z: F32) -> tuple[Latent, ...]:
     vocab = pipe.bundle.manifest.llm.vocab_size
     for start in range(0, vocab, BLOCK):
         numbers = np.arange(start, min(start + BLOCK, vocab))
-        cosine = np.concatenate([best, rows @ _unit(_embeddings(pipe.engine, numbers)).T], axis=1)
+        cosine = np.concatenate([best, rows @ _unit(embeddings(pipe.engine, numbers[None])[0]).T], axis=1)
         known = np.concatenate([ids, np.broadcast_to(numbers, (len(z), len(numbers)))], axis=1)
         order = np.argsort(-cosine, axis=1, kind="stable")[:, :NEAR]
         best, ids = np.take_along_axis(cosine, order, 1), np.take_along_axis(known, order, 1)
@@ -239,12 +240,6 @@ def _opens(sentence: str, word: re.Match[str]) -> bool:
 def _marked(word: Word, text: str, verbatim: Sequence[str]) -> Word:
     own = text[word.start : word.stop]
     return replace(word, verbatim=any(own in string or string in own for string in verbatim))
-
-
-def _embeddings(engine: Engine, ids: np.ndarray[Any, Any]) -> F32:
-    none = np.zeros((1, 1, engine.bundle.manifest.llm.hidden_size), np.float32)
-    out: F32 = engine.splice(ids[None].astype(np.int64), np.full((1, len(ids)), -1, np.int64), none)[0]
-    return out
 
 
 def _unit(x: F32) -> F32:

@@ -27,3 +27,13 @@ def splice(engine: Engine, prompts: Sequence[Prompt], rows: F32) -> tuple[F32, I
         ids[b, : len(prompt)] = prompt.ids
         index[b, : len(prompt)] = prompt.row_index
     return engine.splice(ids, index, rows), lengths
+
+
+def embeddings(engine: Engine, ids: I64) -> F32:
+    """Embeddings f32 [B,T,H] of token ids i64 [B,T], no rows among them.
+
+    Raises:
+        LatentError: 3002 as ``Engine.splice``.
+    """
+    none = np.zeros((len(ids), 1, engine.bundle.manifest.llm.hidden_size), np.float32)
+    return engine.splice(ids, np.full_like(ids, -1), none)

@@ -34,7 +34,7 @@ def surprise(
     Raises:
         LatentError: 3001, 3002. EnvironmentFault: 5003.
     """
-    sizes, rows = Sizes(engine), Rows(engine)
+    sizes, rows, fixed = Sizes(engine), Rows(engine), engine.bundle.manifest.capacity
     # Sorted so that prompts of a batch are of one kind and about one length.
     order = sorted(range(len(requests)), key=lambda i: (sizes.kind(requests[i]), sizes.prompt(requests[i])))
     out: list[F64] = [np.empty(0)] * len(requests)
@@ -43,7 +43,7 @@ def surprise(
     while at < len(order):
         kind = sizes.kind(requests[order[at]])
         chosen = [i for i in order[at : at + most] if sizes.kind(requests[i]) == kind]
-        nats = _batch(sizes, rows, [requests[i] for i in chosen], [targets[i] for i in chosen])
+        nats = _batch(sizes, rows, fixed, [requests[i] for i in chosen], [targets[i] for i in chosen])
         for index, own in zip(chosen, nats, strict=True):
             out[index] = own
         at += len(chosen)
@@ -51,9 +51,9 @@ def surprise(
     return out
 
 
-def _batch(sizes: Sizes, rows: Rows, requests: list[Request], targets: list[Sequence[int]]) -> list[F64]:
+def _batch(sizes: Sizes, rows: Rows, fixed: int, requests: list[Request], targets: list[Sequence[int]]) -> list[F64]:
     longest = max(map(len, targets))
-    rows.open(len(requests), max(map(sizes.prompt, requests)) + longest)
+    rows.open(len(requests), fixed or max(map(sizes.prompt, requests)) + longest)
     rows.prefill(list(enumerate(requests)))
     found: list[list[float]] = [[] for _ in requests]
     every = range(len(requests))

@@ -12,6 +12,7 @@ import numpy as np
 
 from ...core.errors import InputError
 from ...engines.base import Engine
+from ..splice import embeddings
 
 Dtype = Literal["float32", "float16", "bfloat16"]
 """In which a runtime takes embeddings; this package computes and keeps float32."""
@@ -55,6 +56,5 @@ def target_of(engine: Engine, dtype: Dtype = "float32") -> Target:
     """
     llm = engine.bundle.manifest.llm
     ids = np.linspace(0, llm.vocab_size - 1, min(_SAMPLE, llm.vocab_size)).astype(np.int64)[None]
-    table = engine.splice(ids, np.full_like(ids, -1), np.zeros((1, 1, llm.hidden_size), np.float32))
-    scale = float(np.sqrt(np.square(table, dtype=np.float64).mean()))
+    scale = float(np.sqrt(np.square(embeddings(engine, ids), dtype=np.float64).mean()))
     return Target(llm.name, llm.fingerprint, llm.hidden_size, llm.vocab_size, llm.max_positions, scale, dtype)

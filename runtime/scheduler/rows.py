@@ -9,12 +9,12 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
-from ...engines.base import F32, I64, Engine
+from ...engines.base import F32, Engine
 from ...engines.buffers import Buffers
 from ...engines.prefix import latent_prefix, prefill_with
 from ..adapt import adapt
 from ..request import Request, Sizes
-from ..splice import splice
+from ..splice import embeddings, splice
 
 
 class Rows:
@@ -90,9 +90,7 @@ class Rows:
         buffers = self.buffers
         for row, token in chosen.items():
             buffers.next_token[row] = token  # an engine may read either
-        ids: I64 = buffers.next_token[:, None].copy()
-        none = np.zeros((len(ids), 1, self._engine.bundle.manifest.llm.hidden_size), np.float32)
-        buffers.feed(self._engine.splice(ids, np.full_like(ids, -1), none))
+        buffers.feed(embeddings(self._engine, buffers.next_token[:, None].copy()))
 
     def bad(self, rows: Sequence[int]) -> list[int]:
         """Those whose logits are not finite."""

@@ -48,7 +48,7 @@ def test_workload(own: Own, benchmark: Any, workload: str, batch: int) -> None:
 def test_decode_step(own: Own, benchmark: Any) -> None:
     import numpy as np
 
-    from latentwire.benchmarks.forced import embeddings
+    from latentwire.runtime.splice import embeddings
 
     benchmark.group = "decode-cpu"
     counted = own.engine

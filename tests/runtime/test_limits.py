@@ -6,6 +6,7 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 from typer.testing import CliRunner
 
@@ -16,6 +17,7 @@ from latentwire.engines.toy import ToyEngine
 from latentwire.runtime.cli import app
 from latentwire.runtime.options import GenerateOptions
 from latentwire.runtime.pipeline import Pipeline
+from latentwire.runtime.surprise import surprise
 
 TEXTS = [f"The bridge number {i} was opened in {1900 + i}." for i in range(9)]
 QUESTIONS = ["When?"] * len(TEXTS)
@@ -72,6 +74,18 @@ def test_a_fixed_cache_is_allocated_once(toy_bundle: Path, want: list[str]) -> N
     row = 2 * 2 * 1 * 8 * 4 * 96  # layers, heads, head size, float32, slots
     assert pipe.generate(frames, QUESTIONS, GenerateOptions(kv_bytes=3 * row)) == want
     assert engine.allocated == [(9, 96), (3, 96)]
+
+
+def test_answers_are_scored_in_a_fixed_cache(toy_bundle: Path) -> None:
+    engine = Limited(toy_bundle, capacity=96)
+    pipe = Pipeline(engine)
+    (frame,) = pipe.compress(TEXTS[:1])
+    request = pipe.request(frame, "When?", GenerateOptions(), "question")
+    (found,) = surprise(engine, [request], [[5, 6, 7]])
+    assert engine.allocated == [(1, 96)]
+    with Pipeline.open(toy_bundle) as free:
+        (want,) = surprise(free.engine, [request], [[5, 6, 7]])
+    np.testing.assert_allclose(found, want, rtol=1e-6)
 
 
 def test_2006_answers_must_fit_a_fixed_cache(toy_bundle: Path) -> None:
