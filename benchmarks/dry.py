@@ -10,7 +10,7 @@ from typing import Any, cast
 
 import numpy as np
 
-from ..engines.base import F32, I64, Engine
+from ..engines.base import CPU_FILL, F32, I64, Engine
 from ..engines.buffers import Buffers
 from ..engines.bundle import Bundle
 
@@ -21,6 +21,7 @@ class DryEngine:
     name = "dry"
     max_batch = 0
     max_prompt = 0
+    fill = CPU_FILL
 
     def __init__(self, bundle: Bundle) -> None:
         self.bundle = bundle

@@ -37,6 +37,10 @@ one whose latents also reach the cache has ``prefix``, only one whose decoder re
 engine loads one when it is first used."""
 
 
+CPU_FILL: Final = 512
+"""``Engine.fill`` of processors: what a layer holds of so many positions stays in their caches."""
+
+
 class Engine(Protocol):
     """Runs the graphs of one bundle. Not safe for two threads at once."""
 
@@ -50,6 +54,10 @@ class Engine(Protocol):
 
     max_prompt: int
     """Most positions of a prompt; 0: as many as the cache holds."""
+
+    fill: int
+    """Positions (rows times the longest) that fill a call of encoder or prefill: more in one call are no faster, padded
+    further and hold more memory. 0: the more the better."""
 
     def io_spec(self) -> Mapping[str, GraphSpec]:
         """Inputs and outputs of every graph, by part."""

@@ -18,8 +18,11 @@ from .manifest import LlmInfo, Manifest
 
 def finite(array: npt.NDArray[Any], what: str, engine: str) -> None:
     """Raise LatentError 3001 when ``array`` holds NaN or infinity; names the first row [0-based]."""
-    # The sum is finite unless an element is not, or a huge one overflows: then look closely.
-    if np.isfinite(np.sum(array, dtype=np.float64)):
+    # The sum is finite unless an element is not, or huge ones overflow: then look closely. In float32, because numpy
+    # would convert piece by piece to anything wider, for four times as long.
+    with np.errstate(over="ignore", invalid="ignore"):
+        total = np.sum(array, dtype=np.float32)
+    if np.isfinite(total):
         return
     bad = ~np.isfinite(array).reshape(len(array), -1).all(axis=1)
     if bad.any():

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import dataclass, field, fields
-from typing import Any, Self
+from typing import Any, Final, Self
 
 import numpy as np
 import numpy.typing as npt
 import onnxruntime as ort
 
-from .base import F32, I64, PARTS
+from .base import CPU_FILL, F32, I64, PARTS
 from .buffers import Buffers, alloc_buffers, decoder_inputs
 from .bundle import Bundle
 from .checks import check_decode, check_extend, check_prefill, finite, fitted_capacity
@@ -25,6 +25,10 @@ from .ort_session import guarded, open_session
 from .prefix import Prefix, place
 
 __all__ = ["OrtBuffers", "OrtCpuEngine", "open_session"]
+
+
+ADAPT_LATENTS: Final = 128
+"""Latents of one call of the adapter: their scores for 50,000 tokens are 25 MB."""
 
 
 @dataclass
@@ -50,9 +54,16 @@ class OrtCpuEngine(OrtParts):
     """
 
     name = "ort-cpu"
+    fill = CPU_FILL
 
     def __init__(self, bundle: Bundle, *, threads: int | None = None, parts: Collection[str] = PARTS) -> None:
         super().__init__(bundle, threads=threads, parts=parts)
+
+    def adapt(self, latents: F32) -> F32:
+        """As ``base.Engine.adapt``; a few rows at a time, because each latent is compared with the whole vocabulary."""
+        rows = max(1, ADAPT_LATENTS // max(1, latents.shape[1]))
+        parts = [super(OrtCpuEngine, self).adapt(latents[at : at + rows]) for at in range(0, len(latents), rows)]
+        return np.concatenate(parts) if len(parts) > 1 else parts[0] if parts else super().adapt(latents)
 
     def alloc(self, batch: int, capacity: int) -> OrtBuffers:
         """As ``base.Engine.alloc``."""

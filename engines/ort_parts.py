@@ -37,6 +37,7 @@ class OrtParts:
     name = "ort"
     max_batch = 0
     max_prompt = 0
+    fill = 0
 
     def __init__(
         self,

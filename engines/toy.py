@@ -88,6 +88,7 @@ class ToyEngine:
 
     max_batch = 0
     max_prompt = 0
+    fill = 0
 
     def __init__(self, bundle: Bundle) -> None:
         self.name = "toy"

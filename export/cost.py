@@ -5,7 +5,6 @@ The float32 form is written beside the bundle for as long as the measurement tak
 
 from __future__ import annotations
 
-import shutil
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -17,8 +16,6 @@ from .loss import demo_questions, measure_loss, read_questions
 
 QUESTIONS: Final = 200
 """Of a file that are asked, spread over it."""
-SHARED: Final = ("encoder.onnx", "encoder.safetensors", "embeddings.safetensors", "encoder_tokenizer.json")
-"""Files that no precision of the decoder changes; an encoder of bytes has no embeddings."""
 
 
 def asked(what: str) -> list[Question]:
@@ -40,7 +37,7 @@ def measured(
     Args:
         bundle: with a quantised decoder.
         questions: from ``asked``; without any, nothing is measured.
-        write_plain: makes the same bundle in float32 in a folder that holds ``SHARED`` already.
+        write_plain: makes the same bundle in float32 in an empty folder.
         threads: computing threads; None: all.
 
     Raises:
@@ -49,7 +46,4 @@ def measured(
     if not questions:
         return {}
     with tempfile.TemporaryDirectory(dir=bundle.path.parent, prefix=".fp32-") as scratch:
-        folder = Path(scratch)
-        for name in (n for n in SHARED if n in bundle.manifest.files):
-            shutil.copyfile(bundle.file(name), folder / name)
-        return {"precision": measure_loss(bundle, write_plain(folder), questions, threads=threads)}
+        return {"precision": measure_loss(bundle, write_plain(Path(scratch)), questions, threads=threads)}

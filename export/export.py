@@ -90,7 +90,7 @@ def export_bundle(request: Request) -> Bundle:
     scales = calibrated(llm, lora) if target.precision.matmul == "fp8" else None
     with atomic_folder(request.out, overwrite=request.overwrite) as folder:
         config = write_llm(llm, folder, target, scales, lora, cross)
-        write_encoder(checkpoint, llm, folder)
+        write_encoder(checkpoint, llm, folder, target)
         write_quantiser(checkpoint, folder)
         write_adapter(checkpoint, adapter, config, folder, target)
         write_prefix(checkpoint, adapter, config, folder)
@@ -98,6 +98,7 @@ def export_bundle(request: Request) -> Bundle:
         report = verify(bundle, llm, yardstick, request.verify, threads=request.threads)
 
         def write_plain(scratch: Path) -> Bundle:
+            write_encoder(checkpoint, llm, scratch)
             write_adapter(checkpoint, adapter, write_llm(llm, scratch, lora=lora, cross=cross), scratch)
             write_prefix(checkpoint, adapter, config, scratch)
             return seal(checkpoint, adapter, llm_info(llm, config), PLAIN, scratch)

@@ -128,3 +128,16 @@ def save(model: onnx.ModelProto, path: Path) -> None:
     """
     path.write_bytes(model.SerializeToString(deterministic=True))
     onnx.checker.check_model(str(path), full_check=False)
+
+
+def drop_unused(graph: onnx.GraphProto) -> None:
+    """Remove nodes and weights that no output needs; changes its argument."""
+    needed, kept = {o.name for o in graph.output}, []
+    for node in reversed(graph.node):  # nodes stand in the order in which they run
+        if needed.intersection(node.output):
+            needed.update(node.input)
+            kept.append(node)
+    tensors = [t for t in graph.initializer if t.name in needed]
+    del graph.node[:], graph.initializer[:]
+    graph.node.extend(reversed(kept))
+    graph.initializer.extend(tensors)

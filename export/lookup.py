@@ -19,7 +19,7 @@ import onnx
 
 from ..engines.ort_session import guarded, open_session
 from .external import write_weights
-from .graph import CONTRIB, Graph, save
+from .graph import CONTRIB, Graph, drop_unused, save
 from .modules import read_model
 from .projection import INT8_TOP, SMALLEST, UINT8_ZERO
 from .quantize import channel_scale
@@ -56,7 +56,7 @@ def quicken(folder: Path, width: int) -> bool:
     del model.graph.node[:]
     model.graph.node.extend(nodes)
     model.graph.initializer.extend(g.initializers.values())
-    _drop_unused(model.graph)
+    drop_unused(model.graph)
     if all(o.domain != CONTRIB for o in model.opset_import):
         model.opset_import.append(onnx.helper.make_opsetid(CONTRIB, 1))
     save(model, path)
@@ -124,21 +124,8 @@ def _evaluated(model: onnx.ModelProto, name: str, folder: Path, width: int) -> F
     copy.CopyFrom(model)
     del copy.graph.output[:]
     copy.graph.output.append(onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None))
-    _drop_unused(copy.graph)
+    drop_unused(copy.graph)
     session = open_session(copy.SerializeToString(), 1, folder)
     nothing = {i.name: np.zeros((1, 1, width), np.float32) for i in session.get_inputs()}
     found: F32 = guarded(lambda: session.run([name], nothing)[0], "keys of the adapter")
     return found
-
-
-def _drop_unused(graph: onnx.GraphProto) -> None:
-    """Nodes and weights that no output needs."""
-    needed, kept = {o.name for o in graph.output}, []
-    for node in reversed(graph.node):  # nodes stand in the order in which they run
-        if needed.intersection(node.output):
-            needed.update(node.input)
-            kept.append(node)
-    tensors = [t for t in graph.initializer if t.name in needed]
-    del graph.node[:], graph.initializer[:]
-    graph.node.extend(reversed(kept))
-    graph.initializer.extend(tensors)

@@ -22,6 +22,7 @@ from .checkpoint import Adapter, Checkpoint, file_stem
 from .cross import write_cross
 from .cross_source import CrossSource
 from .decoder import build_decoder
+from .encoder_int8 import narrow
 from .external import Layout, read_layout
 from .families import DecoderConfig
 from .features import write_features
@@ -68,7 +69,7 @@ def write_llm(
     return config
 
 
-def write_encoder(checkpoint: Checkpoint, reader: ModelFolder, folder: Path) -> None:
+def write_encoder(checkpoint: Checkpoint, reader: ModelFolder, folder: Path, target: Target = PLAIN) -> None:
     """Encoder graph, its weights, the frozen table of its model in float16, and that model's tokenizer.
 
     ``reader``, the LLM that will answer, is often that model; then it need not be known by name here. An encoder of
@@ -78,6 +79,7 @@ def write_encoder(checkpoint: Checkpoint, reader: ModelFolder, folder: Path) -> 
         message("export: encoder of bytes")
         graph, weights = checkpoint.file("encoder.onnx"), checkpoint.file("encoder.safetensors")
         place_module(graph, weights, folder / "encoder.onnx", {}, encoder_spec(checkpoint.encoder.d_z))
+        _narrow(folder, target)
         atomic_write_json(folder / "encoder_tokenizer.json", byte_tokenizer())
         return
     same = reader.fingerprint == checkpoint.encoder_llm_fingerprint
@@ -87,7 +89,13 @@ def write_encoder(checkpoint: Checkpoint, reader: ModelFolder, folder: Path) -> 
     tables = {TABLE: Table(write_table(llm, folder / "embeddings.safetensors"))}
     graph, weights = checkpoint.file("encoder.onnx"), checkpoint.file("encoder.safetensors")
     place_module(graph, weights, folder / "encoder.onnx", tables, encoder_spec(checkpoint.encoder.d_z))
+    _narrow(folder, target)
     shutil.copyfile(llm.tokenizer_path, folder / "encoder_tokenizer.json")
+
+
+def _narrow(folder: Path, target: Target) -> None:
+    if target.precision.matmul == "int8":
+        narrow(folder)
 
 
 def write_table(llm: ModelFolder, path: Path) -> Layout:

@@ -58,7 +58,7 @@ class Projection:
     precision: Precision
     scales: Mapping[str, float] = field(default_factory=dict)
 
-    def operand(self, x: str, width: int, weight: str, *, raw: Operand | None = None, last: bool = False) -> Operand:
+    def operand(self, x: str, width: int, weight: str, *, raw: Operand | None = None, lines: str = "all") -> Operand:
         """Rows [...,width] in the form that products take.
 
         Args:
@@ -66,10 +66,10 @@ class Projection:
             width: of one.
             weight: one of those that will multiply them.
             raw: ``x`` is linear in a ``raw_product`` of these.
-            last: one row a batch row, not S.
+            lines: names what there is one row of; two operands with the same name have the same number of rows.
         """
         if self.precision.matmul == "int8":
-            return self._int8_rows(x, width, raw, last=last)
+            return self._int8_rows(x, width, raw, lines)
         return Operand(self._fp8_rows(x, weight) if self.precision.matmul == "fp8" else x, width)
 
     def product(self, rows: Operand, weight: str, bias: str = "") -> str:
@@ -85,7 +85,7 @@ class Projection:
     def head(self, last: str, width: int, plain: str, quantised: str) -> str:
         """Scores [B,V] of ``last`` [B,H]; the weight is ``plain`` [V,H], or what is stored for ``quantised``."""
         if quantises_head(self.precision):
-            return self.product(self.operand(last, width, quantised, last=True), quantised)
+            return self.product(self.operand(last, width, quantised, lines="last"), quantised)
         return self.g.op("Gemm", last, self.g.weight(plain), transB=1)
 
     def reshape(self, y: str, *tail: int) -> str:
@@ -104,7 +104,7 @@ class Projection:
     def _plain(self, rows: Operand, weight: str) -> str:
         return self.g.op("MatMul", rows.x, self.g.weight(weight))
 
-    def _int8_rows(self, x: str, width: int, raw: Operand | None, *, last: bool) -> Operand:
+    def _int8_rows(self, x: str, width: int, raw: Operand | None, lines: str) -> Operand:
         """Each row in 255 steps around 128, its largest magnitude 127 steps away.
 
         Unsigned, because ONNX Runtime has no fast kernel for signed times signed. Two reductions, because one of
@@ -117,7 +117,7 @@ class Projection:
         largest = g.op("Max", high, g.op("Neg", low), g.constant("smallest", np.array(SMALLEST, np.float32)))
         step = g.op("Mul", largest, g.constant("int8.step", np.array(1 / INT8_TOP, np.float32)))
         step = g.op("Reshape", step, g.constant("shape.line", np.array([-1], np.int64)))
-        zero, lines = g.constant("uint8.zero", np.array(UINT8_ZERO, np.uint8)), "last" if last else "all"
+        zero = g.constant("uint8.zero", np.array(UINT8_ZERO, np.uint8))
         zeros = g.once(f"uint8.zeros.{lines}", "Expand", zero, g.once(f"shape.{lines}", "Shape", step))
         if raw:
             largest = g.op("Mul", largest, raw.largest)

@@ -89,7 +89,7 @@ def encode(
         engine: with its encoder.
         chunks: token ids, each within the window.
         latents: M; a chunk with fewer tokens gets as many latents as tokens (of bytes: as groups of four).
-        batch_size: chunks run together.
+        batch_size: most chunks that run together.
         room: what is known about memory; None: nothing yet.
 
     Returns:
@@ -97,7 +97,8 @@ def encode(
     """
     out: list[F32 | LatentWireError] = [np.empty(0, np.float32)] * len(chunks)
     room = room or Room()
-    for batch in micro_batches([len(c) for c in chunks], min(batch_size, engine.max_batch or batch_size)):
+    most = min(batch_size, engine.max_batch or batch_size)
+    for batch in micro_batches([len(c) for c in chunks], most, engine.fill):
         made = room.run([chunks[i] for i in batch], lambda part: _batch(engine, part, latents))
         for index, found in zip(batch, made, strict=True):
             out[index] = found

@@ -13,6 +13,7 @@ from ...engines.base import F32, Engine
 from ...engines.buffers import Buffers
 from ...engines.prefix import latent_prefix, prefill_with
 from ..adapt import adapt
+from ..micro_batches import pieces
 from ..request import Request, Sizes
 from ..splice import embeddings, splice
 
@@ -63,9 +64,10 @@ class Rows:
             prefill_with(self._engine, self.buffers, embeds, lengths, prefix)
             return
         for first, start, stop in _runs([row for row, _ in placed]):
-            part = slice(first, first + stop - start)
-            longest = int(lengths[part].max())
-            self._engine.prefill(self._range(start, stop), embeds[part, :longest], lengths[part])
+            part = lengths[first : first + stop - start]
+            for begin, end in pieces(part.tolist(), len(part), self._engine.fill):
+                own, longest = slice(first + begin, first + end), int(part[begin:end].max())
+                self._engine.prefill(self._range(start + begin, start + end), embeds[own, :longest], lengths[own])
 
     def decode(self, start: int, stop: int, idle: Sequence[int]) -> None:
         """One more token for these rows. Raises as ``Engine.decode``."""

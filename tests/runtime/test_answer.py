@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from latentwire.runtime.answer import Growing
-from latentwire.runtime.micro_batches import micro_batches
+from latentwire.runtime.micro_batches import micro_batches, pieces
 
 EOS = 257
 
@@ -82,3 +82,13 @@ def test_micro_batches(lengths: list[int], size: int) -> None:
     assert [lengths[i] for b in batches for i in b] == sorted(lengths, reverse=True)
     assert all(len(b) == size for b in batches[:-1])
     assert all(len(b) <= size for b in batches)
+
+
+@given(lengths=st.lists(st.integers(1, 50), max_size=30), most=st.integers(1, 8), fill=st.integers(1, 120))
+def test_pieces_are_filled_and_not_more(lengths: list[int], most: int, fill: int) -> None:
+    parts = pieces(lengths, most, fill)
+    assert [i for start, stop in parts for i in range(start, stop)] == list(range(len(lengths)))
+    for number, (start, stop) in enumerate(parts):
+        assert stop - start == 1 or (stop - start <= most and (stop - start) * max(lengths[start:stop]) <= fill)
+        if number + 1 < len(parts):  # one more would have been too many
+            assert stop - start == most or (stop + 1 - start) * max(lengths[start : stop + 1]) > fill
