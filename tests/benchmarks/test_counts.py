@@ -46,5 +46,5 @@ def test_every_kind_of_difference_is_named() -> None:
 
 def test_the_toy_bundle_can_be_counted(toy: Path) -> None:
     found = workloads(read_bundle(toy))
-    assert found["W1"]["decode_calls"] == 15 * found["W1"]["prefill_calls"]
+    assert found["W1"]["decode_calls"] == 15 * found["W1"]["adapt_calls"]
     assert decode_step(toy)["fresh_bytes_per_step"] > 0
