@@ -10,12 +10,15 @@ from typing import Any
 
 from ..core.console import track
 from .agreement import agreement
+from .children import Child, ChildFault
 from .plan import Plan
 from .report import Report, Table, closed, share, spreads, times, whole
 from .rounds import Timing, alternate, times_faster
 from .session import Contender, Session
 
 WORKLOADS = ("W1", "W1-text", "W1-same", "W3", "W2")
+ALONE = "W3"
+"""Workload whose memory is measured in a process of its own: text to answer, all parts."""
 
 
 def throughput(plan: Plan) -> Report:
@@ -45,6 +48,8 @@ def throughput(plan: Plan) -> Report:
             )
         agreed = agreement(session, plan)
         memory = peak_memory(session)
+    # The processes above have done everything, texts as prompts included; memory of one workload is another figure.
+    alone = {who.launch.name: memory_alone(who, plan, best[who]) for who in steady if who.workload == ALONE}
     data = {
         "rows": [row(who, timing, found, plan, session, memory) for who, timing in found.items()],
         "stops_by_itself": [row(who, timing, natural, plan, session, memory) for who, timing in natural.items()],
@@ -52,6 +57,7 @@ def throughput(plan: Plan) -> Report:
             who.name: {str(batch): timing.figures() for batch, timing in tried.items()} for who, tried in sweep.items()
         },
         "agreement": agreed,
+        "memory_alone": alone,
         "not_run": session.failed,
     }
     closed(facts, remarks)
@@ -86,6 +92,21 @@ def peak_memory(session: Session) -> dict[str, int]:
     return {name: reply["peak_rss_bytes"] for name, reply in found.items() if reply}
 
 
+def memory_alone(who: Contender, plan: Plan, batch: int) -> dict[str, Any]:
+    """Most memory of a new process of our own that does one round of one workload and nothing else."""
+    launch = who.launch
+    given = [{"text": s.text, "question": s.question} for s in plan.inputs.take(plan.samples)]
+    try:
+        with Child(launch.name, launch.command, launch.cwd) as child:
+            child.ask("open", **launch.options)
+            child.ask("prepare", samples=given, latents=plan.latents, codec=plan.codec, compress=False)
+            wanted = {"count": plan.samples, "batch": batch, "new_tokens": plan.new_tokens}
+            child.ask("run", workload=who.workload, first=0, **wanted)
+            return {"workload": who.workload, "batch": batch, "peak_rss_bytes": child.ask("stats")["peak_rss_bytes"]}
+    except ChildFault as e:
+        return {"workload": who.workload, "batch": batch, "failed": str(e)}
+
+
 def row(
     who: Contender,
     timing: Timing,
@@ -118,7 +139,7 @@ def _frame_bytes(session: Session, who: Contender) -> float | None:
 
 
 def tables(data: Mapping[str, Any], plan: Plan) -> list[Table]:
-    """Samples a minute with peers, the batch sizes tried, and whether tokens agree."""
+    """Samples a minute with peers, the batch sizes tried, whether tokens agree, and memory of one workload."""
     columns = ["contender", "workload", "weights", "compute", "batch", "samples/min", "samples/CPU-min"]
     columns += ["prompt real / padded", "peak MB", "W1 is faster, wall", "by CPU time"]
     main = Table(f"{plan.samples} samples, {plan.new_tokens} new tokens, {plan.rounds} alternating rounds", columns)
@@ -136,7 +157,11 @@ def tables(data: Mapping[str, Any], plan: Plan) -> list[Table]:
         ["contender", "prompts", "same", "yardstick"],
     )
     same.rows += [[name, a["prompts"], a["same"], a["yardstick"]] for name, a in data["agreement"].items()]
-    return [main, batches, same]
+    memory = Table("memory of a new process that does nothing else", ["contender", "workload", "batch", "peak MB"])
+    for name, a in data["memory_alone"].items():
+        peak = whole(a["peak_rss_bytes"] / 1e6) if "peak_rss_bytes" in a else a["failed"][:160]
+        memory.rows.append([name, a["workload"], a["batch"], peak])
+    return [main, batches, same, memory]
 
 
 def _cells(found: Mapping[str, Any]) -> list[Any]:

@@ -62,8 +62,10 @@ class OrtCpuEngine(OrtParts):
     def adapt(self, latents: F32) -> F32:
         """As ``base.Engine.adapt``; a few rows at a time, because each latent is compared with the whole vocabulary."""
         rows = max(1, ADAPT_LATENTS // max(1, latents.shape[1]))
-        parts = [super(OrtCpuEngine, self).adapt(latents[at : at + rows]) for at in range(0, len(latents), rows)]
-        return np.concatenate(parts) if len(parts) > 1 else parts[0] if parts else super().adapt(latents)
+        starts = range(0, max(1, len(latents)), rows)
+        made = np.concatenate([self._outputs("adapter", {"latents": latents[at : at + rows]})[0] for at in starts])
+        finite(made, "adapter rows", self.name)
+        return made
 
     def alloc(self, batch: int, capacity: int) -> OrtBuffers:
         """As ``base.Engine.alloc``."""

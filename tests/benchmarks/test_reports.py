@@ -47,6 +47,15 @@ def test_throughput_has_a_row_for_every_contender_or_a_reason(measured: Report) 
     assert measured.data["stops_by_itself"]
 
 
+def test_memory_of_one_workload_is_of_a_process_that_did_nothing_else(measured: Report) -> None:
+    found = measured.data["memory_alone"]
+    assert list(found) == ["latentwire fp32"]
+    everything = next(r["peak_rss_bytes"] for r in measured.data["rows"] if r["contender"] == "latentwire fp32")
+    assert found["latentwire fp32"]["workload"] == "W3"
+    assert 1 << 20 < found["latentwire fp32"]["peak_rss_bytes"] < 2 * everything
+    assert "memory of a new process" in measured.tables[-1].title
+
+
 def test_agreement_compares_tokens_up_to_the_first_end_token(measured: Report) -> None:
     found = measured.data["agreement"]["stub good"]
     assert found["yardstick"] == "latentwire fp32"

@@ -12,7 +12,8 @@ from onnx import TensorProto, helper, numpy_helper
 
 from latentwire.core.errors import BundleError, EnvironmentFault, LatentError
 from latentwire.engines.bundle import AdapterInfo, Bundle, EncoderInfo, LlmInfo, Manifest, describe_files
-from latentwire.engines.ort import OrtCpuEngine, open_session
+from latentwire.engines.checks import finite
+from latentwire.engines.ort import ADAPT_LATENTS, OrtCpuEngine, open_session
 from latentwire.engines.specs import bundle_specs
 
 LLM = LlmInfo("none", "00" * 32, "llama", 4, 10, 1, 1, 2, 64, (1,), (2,), 2, "float32")
@@ -52,6 +53,28 @@ def engine(tmp_path: Path) -> OrtCpuEngine:
 def test_runs_a_graph(engine: OrtCpuEngine) -> None:
     z = np.ones((2, 5, 3), np.float32)
     np.testing.assert_array_equal(engine.adapt(z)[1, 4], [12, 15, 18, 21])
+
+
+def test_rows_beyond_one_call_of_the_adapter(engine: OrtCpuEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A few rows at a time, and what is said of a bad one counts from the first."""
+    calls: list[int] = []
+    real = engine._outputs
+    monkeypatch.setattr(
+        engine, "_outputs", lambda part, given: calls.append(len(given["latents"])) or real(part, given)
+    )
+    z = np.random.default_rng(0).standard_normal((7, ADAPT_LATENTS // 3, 3)).astype(np.float32)
+    whole = engine.adapt(z)
+    assert calls == [3, 3, 1]
+    assert all(whole[b].tobytes() == engine.adapt(z[b : b + 1])[0].tobytes() for b in range(7))
+    assert engine.adapt(z[:0]).shape == (0, ADAPT_LATENTS // 3, 4)
+    z[5, 0, 0] = np.nan
+    with pytest.raises(LatentError) as caught:
+        engine.adapt(z)
+    assert caught.value.where == "adapter rows of engine ort-cpu, batch row 5"
+
+
+def test_large_numbers_whose_sum_overflows_are_finite(engine: OrtCpuEngine) -> None:
+    finite(np.full((2, 3), 3e38, np.float32), "rows", "ort-cpu")
 
 
 def test_graphs_are_opened_when_used(engine: OrtCpuEngine) -> None:

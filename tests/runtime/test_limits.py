@@ -11,6 +11,7 @@ import pytest
 from typer.testing import CliRunner
 
 from latentwire.core.errors import RowError
+from latentwire.engines.base import F32, I64
 from latentwire.engines.buffers import Buffers
 from latentwire.engines.bundle import read_bundle
 from latentwire.engines.toy import ToyEngine
@@ -49,6 +50,33 @@ def test_batches_stay_within_the_plan(toy_bundle: Path, want: list[str]) -> None
     pipe = Pipeline(engine)
     assert pipe.generate(pipe.compress(TEXTS), QUESTIONS, GenerateOptions(batch_size=16)) == want
     assert [batch for batch, _ in engine.allocated] == [4, 1]
+
+
+@pytest.mark.parametrize("fill", [1, 100, 10_000])
+def test_calls_are_as_long_as_fills_the_engine(
+    toy_bundle: Path, want: list[str], monkeypatch: pytest.MonkeyPatch, fill: int
+) -> None:
+    engine, read, encoded = Limited(toy_bundle), [], []
+    engine.fill = fill
+    prefill, encode = engine.prefill, engine.encode
+
+    def reading(buffers: Buffers, embeds: F32, lengths: I64) -> None:
+        assert embeds.shape[1] == lengths.max()  # no position that all of these rows pad
+        read.append(embeds.shape[:2])
+        prefill(buffers, embeds, lengths)
+
+    def encoding(ids: I64, lengths: I64, latents: int) -> F32:
+        encoded.append(ids.shape)
+        return encode(ids, lengths, latents)
+
+    monkeypatch.setattr(engine, "prefill", reading)
+    monkeypatch.setattr(engine, "encode", encoding)
+    pipe = Pipeline(engine)
+    assert pipe.generate(pipe.compress(TEXTS), QUESTIONS) == want
+    for shapes in (read, encoded):
+        assert sum(rows for rows, _ in shapes) == len(TEXTS)
+        assert all(rows == 1 or rows * longest <= fill for rows, longest in shapes)
+    assert (len(read), len(encoded)) == {1: (9, 9), 10_000: (1, 1)}.get(fill, (len(read), len(encoded)))
 
 
 def test_prompts_longer_than_the_plan_are_refused_one_by_one(toy_bundle: Path) -> None:
