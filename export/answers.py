@@ -69,7 +69,7 @@ def _batch(engine: Engine, questions: Sequence[Question], kind: str, most: int) 
     asked = [question_ids(encode, q.text) for q in questions]
     task = m.adapter.task_tokens
     if kind == "latents":
-        z = _latents(engine, [q.context for q in questions])
+        z = latents_of(engine, [q.context for q in questions])
         rows, counts, capacity = engine.adapt(z), filled(z).tolist(), z.shape[1]
         prefix = latent_prefix(engine, z, counts)
         cross: Cross = engine.cross(z) if "cross" in m.graphs else {}
@@ -86,8 +86,8 @@ def _batch(engine: Engine, questions: Sequence[Question], kind: str, most: int) 
     ]
 
 
-def _latents(engine: Engine, contexts: Sequence[str]) -> F32:
-    """Float32 [B,M,d_z]."""
+def latents_of(engine: Engine, contexts: Sequence[str]) -> F32:
+    """Float32 [B,M,d_z]; a context longer than the encoder's window is cut."""
     from tokenizers import Tokenizer
 
     info = engine.bundle.manifest.encoder

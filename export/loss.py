@@ -2,8 +2,9 @@
 
     sentences, each token given     -> nats a token of both forms, and how often both would choose the same token
     questions on contexts           -> F1 of both forms, from latents and from the full text; equal answers
+    their contexts                  -> cosine of each latent of one form with that of the other
 
-In: two bundles that differ in the decoder's precision only. Out: figures for the manifest, each with a 95 % bootstrap
+In: two bundles that differ in precision only. Out: figures for the manifest, each with a 95 % bootstrap
 interval over sentences or questions. Differences are paired: other minus float32.
 """
 
@@ -22,9 +23,9 @@ import numpy.typing as npt
 from ..core.console import track
 from ..core.errors import InputError
 from ..core.scoring import best_f1, interval
-from ..engines.base import Engine
+from ..engines.base import F32, Engine
 from ..engines.bundle import Bundle
-from .answers import KINDS, Question, answers
+from .answers import KINDS, Question, answers, latents_of
 from .backends import running
 from .drive import Prompts, allocated, embed, feed, lengths_of
 from .reference import sentence_prompts
@@ -70,8 +71,9 @@ def measure_loss(
     """
     if not questions:
         raise InputError(2104, "no questions to measure with", where="option measure")
-    scored, said, engine = _measure(bundle, questions, threads)
-    plain_scored, plain_said, plain_engine = _measure(plain, questions, threads)
+    scored, said, engine, latents = _measure(bundle, questions, threads)
+    plain_scored, plain_said, plain_engine, plain_latents = _measure(plain, questions, threads)
+    cosine = cosines(latents, plain_latents)
     same = [float(np.mean(a == b)) for a, b in zip(scored.choices, plain_scored.choices, strict=True)]
     return {
         "engine": engine,
@@ -84,6 +86,7 @@ def measure_loss(
             "nll_rise": _figure(scored.nll - plain_scored.nll),
             "same_choice": _figure(np.array(same)),
         },
+        "latents": {"count": len(cosine), "cosine": _figure(cosine), "least": round(float(cosine.min()), 4)},
         "questions": {
             "count": len(questions),
             **{kind: _compared(questions, said[kind], plain_said[kind]) for kind in KINDS},
@@ -93,15 +96,25 @@ def measure_loss(
 
 def _measure(
     bundle: Bundle, questions: Sequence[Question], threads: int | None
-) -> tuple[Scored, dict[str, list[str]], str]:
-    """Sentences scored, answers by kind of prefix, name of the engine."""
+) -> tuple[Scored, dict[str, list[str]], str, F32]:
+    """Sentences scored, answers by kind of prefix, name of the engine, latents of distinct contexts [N,M,d_z]."""
     there, _ = running(bundle, threads)
     with closing(there[0].open()) as engine:
         prompts = sentence_prompts(bundle.file("tokenizer.json"), bundle.manifest.llm.bos, SENTENCES)
         with track(f"loss: {bundle.manifest.precision}", len(prompts) + len(KINDS) * len(questions), "prompts") as bar:
             scored = score(engine, prompts, bar.advance)
             said = {kind: answers(engine, questions, kind, NEW_TOKENS, bar.advance) for kind in KINDS}
-        return scored, said, engine.name
+        distinct = sorted({q.context for q in questions}, key=len)
+        parts = [latents_of(engine, distinct[at : at + BATCH]) for at in range(0, len(distinct), BATCH)]
+        return scored, said, engine.name, np.concatenate(parts)
+
+
+def cosines(a: F32, b: F32) -> F64:
+    """Of latents [N,M,d_z] that both forms filled, one figure each, in float64."""
+    both = a.any(axis=2) & b.any(axis=2)
+    left, right = a[both].astype(np.float64), b[both].astype(np.float64)
+    found: F64 = (left * right).sum(1) / (np.linalg.norm(left, axis=1) * np.linalg.norm(right, axis=1))
+    return found
 
 
 def score(engine: Engine, prompts: Prompts, done: Callable[[float], None] = lambda count: None) -> Scored:

@@ -56,6 +56,8 @@ def show_cost(cost: dict[str, Any]) -> None:
         ("nats a token", f"{sentences['count']} sentences", "nll_fp32", "nll", "nll_rise", sentences),
         ("same next token", f"{sentences['tokens']} tokens", None, "same_choice", None, sentences),
     ]
+    if latents := cost.get("latents"):  # a bundle that was measured before encoders had a precision has none
+        rows.append(("cosine of latents", f"{latents['count']} latents", None, "cosine", None, latents))
     for kind in ("latents", "full_text"):
         on = f"{questions['count']} questions, {kind.replace('_', ' ')}"
         rows.append(("F1", on, "f1_fp32", "f1", "f1_difference", questions[kind]))

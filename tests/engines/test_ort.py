@@ -59,9 +59,12 @@ def test_rows_beyond_one_call_of_the_adapter(engine: OrtCpuEngine, monkeypatch: 
     """A few rows at a time, and what is said of a bad one counts from the first."""
     calls: list[int] = []
     real = engine._outputs
-    monkeypatch.setattr(
-        engine, "_outputs", lambda part, given: calls.append(len(given["latents"])) or real(part, given)
-    )
+
+    def outputs(part: str, given: dict[str, Any]) -> list[Any]:
+        calls.append(len(given["latents"]))
+        return real(part, given)
+
+    monkeypatch.setattr(engine, "_outputs", outputs)
     z = np.random.default_rng(0).standard_normal((7, ADAPT_LATENTS // 3, 3)).astype(np.float32)
     whole = engine.adapt(z)
     assert calls == [3, 3, 1]

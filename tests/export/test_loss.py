@@ -20,7 +20,7 @@ from latentwire.export import loss, reference
 from latentwire.export.answers import Question, answers
 from latentwire.export.drive import prefilled
 from latentwire.export.export import Request, export_bundle
-from latentwire.export.loss import demo_questions, measure_loss, read_questions, score
+from latentwire.export.loss import cosines, demo_questions, measure_loss, read_questions, score
 from latentwire.models.folder import ModelFolder
 
 QUESTIONS = [
@@ -87,9 +87,18 @@ def test_nothing_is_lost_where_nothing_differs(plain: Bundle) -> None:
     assert (sentences["count"], sentences["nll_rise"]) == (4, {"mean": 0.0, "ci": [0.0, 0.0]})
     assert sentences["nll"] == sentences["nll_fp32"]
     assert sentences["same_choice"]["mean"] == 1.0
+    latents = found["latents"]
+    assert latents["least"] == latents["cosine"]["mean"] == 1.0
+    assert latents["count"] > len(QUESTIONS)
     for kind in ("latents", "full_text"):
         assert found["questions"][kind]["same_answer"]["mean"] == 1.0
         assert found["questions"][kind]["f1_difference"] == {"mean": 0.0, "ci": [0.0, 0.0]}
+
+
+def test_cosines_are_of_latents_that_are_there() -> None:
+    a = np.array([[[1.0, 0.0], [0.0, 2.0], [0.0, 0.0]]], np.float32)
+    b = np.array([[[3.0, 0.0], [1.0, 1.0], [0.0, 0.0]]], np.float32)
+    np.testing.assert_allclose(cosines(a, b), [1, 0.5**0.5])
 
 
 def test_loss_shows(plain: Bundle, tmp_path: Path) -> None:
