@@ -71,6 +71,8 @@ def _cell(figures: dict[str, Any], key: str | None) -> str:
         return "-"
     figure = figures[key]
     low, high = figure["ci"]
+    if key == "cosine":
+        return f"{figure['mean']:.4f}"
     return (
         f"{figure['mean']:.3f} [{low:.3f}, {high:.3f}]"
         if key.endswith(("rise", "difference"))

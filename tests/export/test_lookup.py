@@ -9,6 +9,7 @@ import onnx
 import pytest
 
 from latentwire.engines.ort import open_session
+from latentwire.export import lookup
 from latentwire.export.external import write_weights
 from latentwire.export.graph import Graph
 from latentwire.export.lookup import FILE, quicken
@@ -92,6 +93,23 @@ def test_keys_are_stored_and_the_table_stays_for_what_reads_it(tmp_path: Path) -
     assert {t.name for t in graph.initializer if t.external_data} == {"keys", "keys.int8", "keys.scale", "table"}
     assert [n.op_type for n in graph.node].count("Transpose") == 0  # nothing is derived from the table at start
     assert (tmp_path / FILE).is_file()
+
+
+def test_candidates_are_the_same_in_blocks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only the blocks with the best tops are sorted; nothing that belongs among the candidates lies elsewhere."""
+    found = []
+    for block in (64, 10, 5):  # 600 is no multiple of the first
+        folder = tmp_path / str(block)
+        folder.mkdir()
+        monkeypatch.setattr(lookup, "BLOCK", block)
+        search(folder)
+        quicken(folder, WIDTH)
+        names = {n.name for n in onnx.load(str(folder / "adapter.onnx"), load_external_data=False).graph.node}
+        assert ("lookup.blocks/TopK" in names) == (block < 64)
+        found.append(run(folder, latents(8, 12), ["rows", "lookup.candidates"]))
+    for rows, candidates in found[1:]:
+        assert rows.tobytes() == found[0][0].tobytes()
+        np.testing.assert_array_equal(candidates, found[0][1])
 
 
 @pytest.mark.parametrize("other", ["Identity", "TopK"])
