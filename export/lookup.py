@@ -103,7 +103,7 @@ class _Search:
         g.op("GatherElements", candidates, at, out=self.top.output[1], axis=-1)
 
     def _candidates(self, g: Graph, rough: str, tokens: int, count: int) -> str:
-        """The best ``count`` of ``rough`` [B,M,V]. They lie in the best ``count`` blocks, so that only those are sorted;
+        """The best ``count`` of ``rough`` [B,M,V]. They lie in the best ``count`` blocks, so only those are sorted:
         the largest of a block is found much faster than a place in an order."""
         names = ("lookup.rough", "lookup.candidates")
         if tokens % BLOCK or tokens // BLOCK <= count:
