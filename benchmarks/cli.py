@@ -219,6 +219,44 @@ def serve_command(
     run_cli(body)
 
 
+@app.command("ensemble")
+def ensemble_command(
+    bundle: Annotated[list[Path], typer.Option("--bundle", "-b", help="One for each LLM; all of one encoder.")],
+    data: Annotated[Path, typer.Option("--data", "-d", help="Held-out questions, JSONL or JSONL.gz, as for `eval`.")],
+    questions: Annotated[int, typer.Option("--questions", "-n", min=1, help="How many, in a seeded order.")] = 200,
+    new_tokens: Annotated[int, typer.Option(min=1, max=4096, help="Of every answer, at most.")] = 16,
+    codec: Codec = "i8",
+    seed: Annotated[int, typer.Option(min=0, help="Of the order and of the intervals.")] = 0,
+    threads: Threads = None,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Also write STEM.md and STEM.json.")] = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Measure several LLMs that answer together from the same frames, by
+    each rule, against the best of them alone.
+
+    F1 and exact match with 95 % intervals over texts; differences are
+    paired. The questions are those of `latentwire eval` with the same
+    number and seed 0.
+
+    Example:
+
+      latentwire bench ensemble -b llama/ -b gemma/ --data dev.jsonl.gz -n 200
+    """
+    from ..core.console import configure, run_cli
+
+    def body() -> int:
+        from .commands import ask_together
+        from .ensemble import Together
+
+        what = Together(tuple(bundle), data, questions, new_tokens, codec, seed, threads)
+        return ask_together(what, out, as_json)
+
+    configure(quiet=quiet or None, debug=debug or None)
+    run_cli(body)
+
+
 @app.command("simulate")
 def simulate_command(
     bundle: Annotated[

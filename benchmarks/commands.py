@@ -19,6 +19,7 @@ from ..core.processors import usable_processors
 from ..engines.bundle import read_bundle
 from . import counts, machine, peer_setup
 from .compress import compress
+from .ensemble import Together, ensemble
 from .inputs import load_inputs
 from .latency import latency
 from .launches import own_launches, peer_launches
@@ -140,6 +141,17 @@ def serve_load(what: Load, data: Path | None, as_json: bool) -> int:
         table = [[*start, *end] for start, end in zip(shown, ends, strict=True)]
         print_table([*columns, "refused", "lost", "differing"], table)
     return EXIT_ROW_ERRORS if any(row["lost"] for row in rows) else EXIT_OK
+
+
+def ask_together(what: Together, out: Path | None, as_json: bool) -> int:
+    """Measure several LLMs as one; ``out``: stem of ``.md`` and ``.json``."""
+    if warning := machine.busy(machine.load()):
+        message(warning)
+    report = ensemble(what)
+    report.show(as_json)
+    if out:
+        message("wrote " + ", ".join(map(str, write([report], out, pictures=False))))
+    return EXIT_OK
 
 
 def _times(row: dict[str, Any]) -> list[dict[str, float | None]]:

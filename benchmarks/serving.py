@@ -1,7 +1,8 @@
 """A bounded load on a running ``latentwire serve``: how long answers take, and whether every request gets one.
 
 In: a server's address. Out: one row for each number of clients. Closed loop: a client sends its next request when
-the last one is answered; one that is refused with 429 or 503 is sent again after ``Retry-After``.
+the last one is answered; one that is refused with 429 or 503 is sent again after ``Retry-After``, one that finds no
+server, because it is being restarted, after a second. An answer that breaks off is lost.
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ from .inputs import Inputs, Sample
 
 TRIES: Final = 1000
 """Times that a refused request is sent again before it counts as lost."""
+GONE: Final = "no connection"
+"""Stands among the statuses for a server that was not there."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +50,7 @@ class _Tally:
 
     first: list[float] = field(default_factory=list)
     whole: list[float] = field(default_factory=list)
-    statuses: Counter[int] = field(default_factory=Counter)
+    statuses: Counter[str] = field(default_factory=Counter)
     texts: dict[int, str] = field(default_factory=dict)
     lost: int = 0
     differing: int = 0
@@ -108,31 +111,50 @@ async def _row(http: Any, bodies: list[dict[str, Any]], clients: int, requests: 
         "a_minute": 60 * len(tally.whole) / seconds,
         "first_token_ms": _ms(tally.first),
         "answer_ms": _ms(tally.whole),
-        "refused": {str(status): n for status, n in sorted(tally.statuses.items()) if status != 200},
+        "refused": {status: n for status, n in sorted(tally.statuses.items()) if status != "200"},
         "lost": tally.lost,
         "differing": tally.differing,
     }
 
 
 async def _ask(http: Any, body: dict[str, Any], number: int, tally: _Tally) -> None:
+    import httpx2
+
     for _ in range(TRIES):
-        began, text, first = time.perf_counter(), "", None
-        async with http.stream("POST", "/completions", json=body) as answer:
-            tally.statuses[answer.status_code] += 1
-            if answer.status_code == 200:
-                async for line in answer.aiter_lines():
-                    if line.startswith("data: {"):
-                        first = first or time.perf_counter() - began
-                        text += _piece(json.loads(line.removeprefix("data: ")))
-                    if line == "data: [DONE]":
+        began, status = time.perf_counter(), GONE
+        try:
+            async with http.stream("POST", "/completions", json=body) as answer:
+                status = str(answer.status_code)
+                tally.statuses[status] += 1
+                if status == "200":
+                    text, first, ended = await _read(answer, began)
+                    if ended:
                         _answered(tally, number, text, first, time.perf_counter() - began)
                         return
-                break  # the stream ended without its end
-            if answer.status_code not in (429, 503):
-                raise _failed(http.base_url, f"status {answer.status_code}: {(await answer.aread())[:200]!r}")
-            pause = float(answer.headers.get("retry-after", "1"))
+                    break
+                if status not in ("429", "503"):
+                    raise _failed(http.base_url, f"status {status}: {(await answer.aread())[:200]!r}")
+                pause = float(answer.headers.get("retry-after", "1"))
+        except httpx2.TransportError:
+            if status == "200":  # its beginning was shown to somebody
+                break
+            if status == GONE:
+                tally.statuses[GONE] += 1
+            pause = 1.0
         await asyncio.sleep(pause)
     tally.lost += 1
+
+
+async def _read(answer: Any, began: float) -> tuple[str, float | None, bool]:
+    """Text of a stream, seconds to its first event, and whether it came to its end."""
+    text, first = "", None
+    async for line in answer.aiter_lines():
+        if line == "data: [DONE]":
+            return text, first, True
+        if line.startswith("data: {"):
+            first = first or time.perf_counter() - began
+            text += _piece(json.loads(line.removeprefix("data: ")))
+    return text, first, False
 
 
 def _piece(event: dict[str, Any]) -> str:

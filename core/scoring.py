@@ -49,3 +49,21 @@ def interval(values: npt.NDArray[Any], seed: int = 0) -> tuple[float, float]:
     means = values[rng.integers(len(values), size=(RESAMPLES, len(values)))].mean(1)
     low, high = np.percentile(means, [2.5, 97.5])
     return float(low), float(high)
+
+
+def grouped_interval(
+    values: npt.NDArray[Any], groups: Sequence[int] | npt.NDArray[Any], seed: int = 0
+) -> tuple[float, float]:
+    """As ``interval``, but whole groups are drawn: questions about one text are not independent.
+
+    Args:
+        values: [N].
+        groups: [N], the text of each value, numbered from 0.
+        seed: of the resamples; those of several figures with one seed are the same, so differences are paired.
+    """
+    index = np.asarray(groups)
+    many = int(index.max()) + 1
+    drawn = np.random.default_rng(seed).integers(many, size=(RESAMPLES, many))
+    weights = np.stack([np.bincount(row, minlength=many) for row in drawn])[:, index].astype(np.float64)
+    low, high = np.percentile(weights @ values / weights.sum(1), [2.5, 97.5])
+    return float(low), float(high)

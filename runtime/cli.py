@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from .choices import Rule
-from .flags import Batch, BundleOption, Debug, Device, EngineOption, Json, Quiet, Threads, run_body
+from .flags import Batch, Debug, Device, EngineOption, Json, Quiet, Threads, run_body
 from .jobs.cli import run_command
 
 app = typer.Typer(help="Texts to frames, frames to answers.", no_args_is_help=True)
@@ -17,8 +17,16 @@ app.command("compress")(run_command)
 
 @app.command("generate")
 def generate_command(
+    context: typer.Context,
     frames: Annotated[Path, typer.Argument(help="Folder, table or file of frames.", metavar="FRAMES")],
-    bundle: BundleOption,
+    bundle: Annotated[
+        Path | None,
+        typer.Option("--bundle", "-b", envvar="LATENTWIRE_BUNDLE", help="Folder made by `latentwire export`."),
+    ] = None,
+    llm: Annotated[
+        list[str] | None,
+        typer.Option("--llm", help="Instead: the shipped checkpoint for this LLM, exported once; may be repeated."),
+    ] = None,
     question: Annotated[list[str] | None, typer.Option("--question", help="Ask this; may be given again.")] = None,
     questions: Annotated[
         str | None, typer.Option("--questions", help='JSONL of {"custom_id": "a7", "question": "..."}.')
@@ -60,13 +68,21 @@ def generate_command(
       latentwire generate out/ --questions q.jsonl --json > answers.jsonl
 
       latentwire generate out/ --question "Who?" -b llama/ --also gemma/ --ensemble joint
+
+      latentwire generate out/ --question "Who?" --llm smollm2-135m --llm gemma-3-270m --stream
     """
     if not question and not questions:
         raise typer.BadParameter("ask something with --question or --questions")
-    if ensemble and not also:
-        raise typer.BadParameter("--ensemble needs a further LLM: --also BUNDLE")
-    if also and stream:
-        raise typer.BadParameter("--stream prints one LLM's answer while it is made; leave it out beside --also")
+    source = context.get_parameter_source("bundle")
+    # A default of the environment does not join LLMs that were named here.
+    own = bundle and not (llm and source and source.name == "ENVIRONMENT")
+    bundles = (*([bundle] if bundle and own else []), *(also or ()))
+    if not bundles and not llm:
+        raise typer.BadParameter("say who answers with --bundle or --llm")
+    if ensemble and len(bundles) + len(llm or ()) < 2:
+        raise typer.BadParameter("--ensemble needs a further LLM: --also BUNDLE, or --llm twice")
+    if stream and (as_json or out):
+        raise typer.BadParameter("--stream prints words as they come; leave out --json and --out")
 
     def body() -> int:
         from . import commands
@@ -81,8 +97,8 @@ def generate_command(
             top_p=top_p,
             seed=seed,
         )
-        asked = (frames, bundle, tuple(question or ()), questions, out, stream)
-        what = commands.GenerateRun(*asked, tuple(also or ()), ensemble or "joint")
+        asked = (frames, bundles, tuple(llm or ()), tuple(question or ()), questions, out, stream)
+        what = commands.GenerateRun(*asked, ensemble or "joint")
         return commands.generate(what, options, Machine(device, engine, threads), as_json)
 
     run_body(body, quiet, debug)

@@ -6,7 +6,8 @@ Result on stdout, progress and remarks on stderr. Returns exit codes; errors pas
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+import sys
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -23,20 +24,31 @@ from .inspection import inspect as inspect_path
 from .jobs.questions import Question, read_questions
 from .jobs.source import Source, open_source
 from .options import GenerateOptions, Machine
-from .pipeline import GENERATE_PARTS, Pipeline
+from .pipeline import GENERATE_PARTS, Context, Pipeline
 
 
 @dataclass(frozen=True)
 class GenerateRun:
-    """What to ask about what."""
+    """What to ask about what.
+
+    Attributes:
+        frames: folder, table or file.
+        bundles: folders; several LLMs answer together.
+        llms: names; each is one more bundle, of the shipped checkpoint, made if it is not there yet.
+        questions: asked about every row.
+        questions_file: JSONL of further ones, or None.
+        out: file for the answers, or None.
+        stream: print answers while they are made.
+        rule: how several LLMs choose.
+    """
 
     frames: Path
-    bundle: Path
+    bundles: tuple[Path, ...]
+    llms: tuple[str, ...]
     questions: tuple[str, ...]
     questions_file: str | None
     out: Path | None
     stream: bool
-    also: tuple[Path, ...] = ()
     rule: Rule = "joint"
 
 
@@ -45,15 +57,22 @@ def generate(what: GenerateRun, options: GenerateOptions, machine: Machine, as_j
     questions = [Question(None, q, "--question") for q in what.questions]
     questions += read_questions(what.questions_file) if what.questions_file else []
     source = open_source(what.frames)
-    with Pipeline.open(what.bundle, parts=GENERATE_PARTS, **asdict(machine)) as pipe:
+    with ExitStack() as stack:
+        opened = (Pipeline.open(path, parts=GENERATE_PARTS, **asdict(machine)) for path in _bundles(what, machine))
+        pipes = [stack.enter_context(pipe) for pipe in opened]
+        together = Ensemble(pipes, what.rule) if len(pipes) > 1 else None
         if what.stream:
-            return _stream(pipe, source, questions, options)
-        if what.also:
-            with ExitStack() as stack:
-                opened = (Pipeline.open(path, parts=GENERATE_PARTS, **asdict(machine)) for path in what.also)
-                together = Ensemble([pipe, *map(stack.enter_context, opened)], what.rule)
-                return _print_results(_asked(together, source, questions, options), what.out, as_json)
-        return _print_results(_asked(pipe, source, questions, options), what.out, as_json)
+            return _stream(together or pipes[0], source, questions, options)
+        return _print_results(_asked(together or pipes[0], source, questions, options), what.out, as_json)
+
+
+def _bundles(what: GenerateRun, machine: Machine) -> list[Path]:
+    if not what.llms:
+        return list(what.bundles)
+    from .demo import EXACT, FAST, ready_bundle
+
+    made = [ready_bundle(llm, FAST if machine.device == "cpu" else EXACT) for llm in what.llms]
+    return [*what.bundles, *made]
 
 
 def inspect(path: Path, as_json: bool) -> int:
@@ -132,9 +151,7 @@ def _print_results(results: Iterator[Result], out: Path | None, as_json: bool) -
     return EXIT_ROW_ERRORS if failed else EXIT_OK
 
 
-def _stream(pipe: Pipeline, source: Source, questions: list[Question], options: GenerateOptions) -> int:
-    import sys
-
+def _stream(pipe: Pipeline | Ensemble, source: Source, questions: list[Question], options: GenerateOptions) -> int:
     failed = 0
     for row in source.rows():
         for question in questions:
@@ -143,14 +160,34 @@ def _stream(pipe: Pipeline, source: Source, questions: list[Question], options: 
             try:
                 if question.error or row.message is None:
                     raise question.error or RowError(2012, "row was not compressed", where=row.custom_id)
-                for piece in pipe.stream(row.message, question.text, options):
-                    sys.stdout.write(piece)
-                    sys.stdout.flush()
-                sys.stdout.write("\n")
+                if isinstance(pipe, Ensemble):
+                    _stream_all(pipe, row.message, question.text, options)
+                else:
+                    _write(pipe.stream(row.message, question.text, options))
+                    _write("\n")
             except LatentWireError as e:
                 message(str(e))
                 failed += 1
     return EXIT_ROW_ERRORS if failed else EXIT_OK
+
+
+def _stream_all(together: Ensemble, context: Context, question: str, options: GenerateOptions) -> None:
+    """A line for each LLM while it writes, then the chosen answer."""
+    begins = True
+    for event in together.stream(context, question, options):
+        if isinstance(event, Chosen):
+            _write([f"chosen: {event.text}\n"])
+            continue
+        name, piece = event
+        _write([f"{name}: "] if begins else [])
+        begins = isinstance(piece, Answer)
+        _write(["\n" if isinstance(piece, Answer) else piece])
+
+
+def _write(pieces: Iterable[str]) -> None:
+    for piece in pieces:
+        sys.stdout.write(piece)
+        sys.stdout.flush()
 
 
 def _shown(result: Result) -> str:

@@ -11,21 +11,25 @@ tokens; a proposal is scored as the LLM would write it, with a space before and 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import get_args
+from typing import Final, get_args
 
 import numpy as np
 import numpy.typing as npt
 
-from ..core.errors import InputError, LatentWireError
+from ..core.errors import InputError, LatentError, LatentWireError
 from .answer import Answer
 from .choices import Rule
 from .options import GenerateOptions
 from .pipeline import Context, Pipeline
+from .request import Request
 from .surprise import surprise
 
 F64 = npt.NDArray[np.float64]
+
+GROUP: Final = 64
+"""Questions whose proposals are scored together."""
 
 
 @dataclass(frozen=True)
@@ -70,25 +74,55 @@ class Ensemble:
 
         The error of the first LLM that has one stands in the place of a question.
         """
-        said = [pipe.answers(contexts, prompts, options) for pipe in self._pipes]
         found: list[Answer | LatentWireError] = []
-        for context, prompt, proposals in zip(contexts, prompts, zip(*said, strict=True), strict=True):
-            try:
-                found.append(self._chosen(context, prompt, proposals))
-            except LatentWireError as e:
-                found.append(e)
-            done(1)
+        for start in range(0, len(contexts), GROUP):
+            part = slice(start, start + GROUP)
+            said = zip(*(pipe.answers(contexts[part], prompts[part], options) for pipe in self._pipes), strict=True)
+            found += self._chosen(contexts[part], prompts[part], list(said))
+            done(len(found) - start)
         return found
 
-    def _chosen(self, context: Context, prompt: str, proposals: Sequence[Answer | LatentWireError]) -> Chosen:
-        answers = [p for p in proposals if not isinstance(p, LatentWireError)]
-        for proposal in proposals:
-            if isinstance(proposal, LatentWireError):
-                raise proposal
-        texts = [a.text for a in answers]
-        distinct = list(dict.fromkeys(t for t in texts if t))
-        scores = np.array([log_likelihoods(pipe, context, prompt, distinct) for pipe in self._pipes], np.float64)
-        text = distinct[choose(self._rule, texts, distinct, scores)] if distinct else ""
+    def stream(
+        self, context: Context, prompt: str, options: GenerateOptions
+    ) -> Iterator[tuple[str, str | Answer] | Chosen]:
+        """One question: each LLM's name with the pieces of its answer as they come and the whole answer behind them,
+        LLM after LLM; then the choice.
+
+        Raises:
+            FrameError, ModelError, RowError: as ``Pipeline.request``. LatentError: 3001, 3002.
+        """
+        said: list[Answer] = []
+        for pipe in self._pipes:
+            for piece in pipe.pieces(context, prompt, options):
+                said += [piece] if isinstance(piece, Answer) else []
+                yield pipe.bundle.manifest.llm.name, piece
+        (chosen,) = self._chosen([context], [prompt], [said])
+        if isinstance(chosen, LatentWireError):
+            raise chosen
+        yield chosen
+
+    def _chosen(
+        self, contexts: Sequence[Context], prompts: Sequence[str], said: Sequence[Sequence[Answer | LatentWireError]]
+    ) -> list[Chosen | LatentWireError]:
+        texts = [tuple(a.text for a in row if isinstance(a, Answer)) for row in said]
+        # Where one LLM failed there is nothing to choose from.
+        distinct = [tuple(dict.fromkeys(t for t in own if t)) if len(own) == len(self._pipes) else () for own in texts]
+        scores = zip(*(log_likelihoods(pipe, contexts, prompts, distinct) for pipe in self._pipes), strict=True)
+        return [self._one(*row) for row in zip(said, texts, distinct, scores, strict=True)]
+
+    def _one(
+        self,
+        said: Sequence[Answer | LatentWireError],
+        texts: Sequence[str],
+        distinct: Sequence[str],
+        scores: Sequence[list[float] | LatentWireError],
+    ) -> Chosen | LatentWireError:
+        for found in (*said, *scores):
+            if isinstance(found, LatentWireError):
+                return found
+        answers = [a for a in said if isinstance(a, Answer)]
+        known = [row for row in scores if isinstance(row, list)]
+        text = distinct[choose(self._rule, texts, distinct, np.array(known, np.float64))] if distinct else ""
         return Chosen(
             text,
             answers[texts.index(text)].stop,
@@ -96,7 +130,7 @@ class Ensemble:
             sum(a.prompt_positions for a in answers),
             answers[0].context_positions,
             tuple((pipe.bundle.manifest.llm.name, t) for pipe, t in zip(self._pipes, texts, strict=True)),
-            tuple(tuple(map(float, row)) for row in scores),
+            tuple(map(tuple, known)),
         )
 
 
@@ -112,15 +146,49 @@ def choose(rule: Rule, proposals: Sequence[str], distinct: Sequence[str], scores
     return max(range(len(distinct)), key=lambda i: (votes[distinct[i].strip().casefold()], float(joint[i]), -i))
 
 
-def log_likelihoods(pipe: Pipeline, context: Context, question: str, answers: Sequence[str]) -> list[float]:
+def log_likelihoods(
+    pipe: Pipeline, contexts: Sequence[Context], questions: Sequence[str], answers: Sequence[Sequence[str]]
+) -> list[list[float] | LatentWireError]:
     """Mean log-likelihood of each answer's tokens, its end included, nats a token.
 
-    Raises:
-        FrameError, ModelError, RowError: as ``Pipeline.request``. LatentError: 3001, 3002 as ``Engine.prefill``.
+    Args:
+        pipe: whose LLM scores.
+        contexts, questions: one each for every row.
+        answers: any number a row; not empty.
+
+    Returns:
+        for each row a figure for each of its answers, or the error of its prompt: FrameError, ModelError and RowError
+        as ``Pipeline.request``; LatentError 3001, 3002 as ``Engine.prefill``, and 3001 for a figure that is not finite.
     """
+    rows = [_asked(pipe, *row) for row in zip(contexts, questions, answers, strict=True)]
+    flat = [one for row in rows if isinstance(row, list) for one in row]
+    try:
+        nats = iter(_means(pipe, flat))
+    except LatentError as e:
+        if len(rows) == 1:
+            return [e]
+        # One bad row must not take the others with it.
+        return [log_likelihoods(pipe, [c], [q], [a])[0] for c, q, a in zip(contexts, questions, answers, strict=True)]
+    return [[next(nats) for _ in row] if isinstance(row, list) else row for row in rows]
+
+
+def _asked(
+    pipe: Pipeline, context: Context, question: str, answers: Sequence[str]
+) -> list[tuple[Request, list[int]]] | LatentWireError:
+    """For each answer the prompt and the tokens that the LLM would write."""
     if not answers:
         return []
     targets = [[*pipe.tokenizer.encode(f" {a}"), *pipe.bundle.manifest.llm.eos[:1]] for a in answers]
     options = GenerateOptions(max_new_tokens=max(map(len, targets)))
-    request = pipe.request(context, question, options, "question")
-    return [-float(nats.mean()) for nats in surprise(pipe.engine, [request] * len(targets), targets)]
+    try:
+        request = pipe.request(context, question, options, "question")
+    except LatentWireError as e:
+        return e
+    return [(request, target) for target in targets]
+
+
+def _means(pipe: Pipeline, asked: Sequence[tuple[Request, list[int]]]) -> list[float]:
+    means = [-float(n.mean()) for n in surprise(pipe.engine, [r for r, _ in asked], [t for _, t in asked])]
+    if not np.isfinite(means).all():
+        raise LatentError(3001, "score of an answer is not finite", where=pipe.bundle.manifest.llm.name)
+    return means

@@ -52,8 +52,8 @@ class Generator:
                 raise event
         return [found for found in out if found is not None]
 
-    def stream(self, requests: Sequence[Request], options: GenerateOptions) -> Iterator[tuple[int, str]]:
-        """``(request, piece of text)`` as soon as the piece is certain. Closed early, it stops computing.
+    def stream(self, requests: Sequence[Request], options: GenerateOptions) -> Iterator[tuple[int, str | Answer]]:
+        """``(request, piece of text)`` as soon as the piece is certain, then its ``Answer``. Closed early, it stops.
 
         Raises:
             LatentError: 3001, of the first request that fails.
@@ -61,8 +61,7 @@ class Generator:
         for index, event in self._run(requests, options, lambda count: None):
             if isinstance(event, LatentWireError):
                 raise event
-            if isinstance(event, str):
-                yield index, event
+            yield index, event
 
     def check(self, request: Request, options: GenerateOptions, where: str) -> None:
         """Refuse a prompt that leaves no room for its answer. Raises RowError 2006."""

@@ -112,8 +112,16 @@ class Pipeline:
 
     def stream(self, context: Context, prompt: str, options: GenerateOptions = _GENERATE) -> Iterator[str]:
         """One answer in pieces, as soon as they are certain; joined they are what ``generate`` returns."""
+        return (piece for piece in self.pieces(context, prompt, options) if isinstance(piece, str))
+
+    def pieces(self, context: Context, prompt: str, options: GenerateOptions = _GENERATE) -> Iterator[str | Answer]:
+        """As ``stream``, and after the last piece the whole answer with its counts.
+
+        Raises:
+            FrameError, ModelError, RowError: as ``request``, before anything is computed. LatentError: 3001.
+        """
         request = self.request(context, prompt, options, "prompt")
-        return (piece for _, piece in self._generator.stream([request], options))
+        return (event for _, event in self._generator.stream([request], options))
 
     def compress_rows(
         self, texts: Sequence[str], options: CompressOptions = _COMPRESS, names: Sequence[str] | None = None

@@ -1,7 +1,8 @@
 """Latent prompts in the forms that other runtimes take. No torch: arrays are numpy, payloads are JSON values.
 
-Read for this: transformers 5 ``generate``, vLLM's ``vllm/inputs/llm.py`` and ``vllm/renderers/embed_utils.py``,
-SGLang 0.5.23 ``managers/io_struct.py``. vLLM needs ``--enable-prompt-embeds``, and prefix caching off: its cache
+Read for this, and run in the slow tier (tests/runtime/prompts/test_their_parsers.py): vLLM 0.33.0
+``renderers/online_renderer.py`` and ``renderers/embed_utils.py``, SGLang 0.5.23 ``managers/io_struct.py``; and
+transformers 5 ``generate``. vLLM needs ``--enable-prompt-embeds``, and prefix caching off: its cache
 is keyed by token ids, which embeddings have none of. SGLang needs ``--disable-radix-cache`` for the same reason.
 """
 
@@ -57,9 +58,13 @@ def vllm(prompt: LatentPrompt, embeds: F32 | None = None) -> dict[str, Any]:
 
 
 def vllm_request(prompt: LatentPrompt, embeds: F32, model: str, **sampling: Any) -> dict[str, Any]:
-    """Body of ``POST /v1/completions``: base64 of a file in torch's format, in the target's dtype."""
+    """Body of ``POST /v1/completions``: base64 of a file in torch's format, in the target's dtype.
+
+    There is no ``prompt`` in it: vLLM takes even an empty one for a second prompt, and answers both. The stock
+    ``openai`` client, which insists on the argument, sends null for ``prompt=None``.
+    """
     data = base64.b64encode(pack(embeds, prompt.target.dtype)).decode("ascii")
-    return {"model": model, "prompt": "", "prompt_embeds": data, **sampling}
+    return {"model": model, "prompt_embeds": data, **sampling}
 
 
 def sglang_request(embeds: Sequence[F32], **sampling: Any) -> dict[str, Any]:

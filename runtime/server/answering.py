@@ -24,6 +24,7 @@ from .faults import ParamError, out_of_time, overloaded, stopping
 from .guard import ClientGone, Gate
 from .intake import prepared
 from .metrics import Metrics
+from .pace import Pace
 from .prompts import Asked
 from .settings import Limits
 
@@ -45,6 +46,7 @@ class Answering:
         # Tokenising and decoding frames is short, but not so short that the event loop should wait for it.
         self._intake = ThreadPoolExecutor(1, "latentwire-intake")
         self._held = 0
+        self._pace = Pace()
 
     def close(self) -> None:
         """Stop the thread that makes prompts."""
@@ -68,7 +70,7 @@ class Answering:
         most = self._limits.rows + self._limits.waiting
         if self._held + len(asked) > most:  # before the intake's queue, so that the answer comes at once
             gone.close()
-            raise overloaded("answers", most)
+            raise overloaded("answers", most, self._pace.seconds(self._held // 2))
         loop, seconds = asyncio.get_running_loop(), self._limits.request_s
         deadline = loop.call_later(seconds, events.put_nowait, (-1, out_of_time(seconds)))
         ends = [_then(gone, events, ClientGone()), _then(_set(self._gate.cut), events, stopping())]
@@ -98,6 +100,7 @@ class Answering:
                 first = False
             if isinstance(event, Answer):
                 unfinished -= 1
+                self._pace.ended()
                 self._metrics.answered(event.stop, event.prompt_positions, event.new_tokens)
             yield index, event
 

@@ -49,7 +49,17 @@ def headers_of(error: LatentWireError) -> dict[str, str]:
     status = status_of(error)
     if status == 401:
         return {"WWW-Authenticate": "Bearer"}
-    return {"Retry-After": str(RETRY_AFTER_S)} if status in (429, 503) else {}
+    after_s = error.after_s if isinstance(error, Busy) else RETRY_AFTER_S
+    return {"Retry-After": str(after_s)} if status in (429, 503) else {}
+
+
+class Busy(EnvironmentFault):
+    """5034, with the seconds after which there should be room."""
+
+    def __init__(self, what: str, limit: int, after_s: int) -> None:
+        expected = f"this server holds {limit} {what} at once"
+        super().__init__(5034, "server is busy", expected=expected, fix="try again after Retry-After seconds")
+        self.after_s = after_s
 
 
 class ParamError(Exception):
@@ -85,7 +95,6 @@ def stopping() -> LatentWireError:
     return EnvironmentFault(5032, "server is stopping", fix="send the request again to the next server")
 
 
-def overloaded(what: str, limit: int) -> LatentWireError:
+def overloaded(what: str, limit: int, after_s: int = RETRY_AFTER_S) -> LatentWireError:
     """5034: a bound of the server is reached."""
-    expected = f"this server holds {limit} {what} at once"
-    return EnvironmentFault(5034, "server is busy", expected=expected, fix="try again after Retry-After seconds")
+    return Busy(what, limit, after_s)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -10,15 +11,19 @@ import pytest
 from typer.testing import CliRunner
 
 from latentwire.cli import app
-from latentwire.core.errors import FrameError, InputError
+from latentwire.core.errors import FrameError, InputError, LatentError, LatentWireError
+from latentwire.engines.base import Engine
 from latentwire.engines.buffers import Buffers
+from latentwire.runtime import demo, ensemble
 from latentwire.runtime.answer import Answer
-from latentwire.runtime.ensemble import Chosen, Ensemble, choose, log_likelihoods
+from latentwire.runtime.ensemble import F64, Chosen, Ensemble, choose, log_likelihoods
 from latentwire.runtime.options import GenerateOptions
 from latentwire.runtime.pipeline import Pipeline
 from latentwire.runtime.prompts.answer import embed
 from latentwire.runtime.prompts.build import build
 from latentwire.runtime.prompts.prompt import LatentPrompt
+from latentwire.runtime.request import Request
+from latentwire.runtime.surprise import surprise
 
 QUESTION = "When?"
 
@@ -42,11 +47,31 @@ def whole_pass(pipe: Pipeline, frame: bytes, text: str) -> float:
 def test_scores_are_those_of_a_whole_pass(pipe: Pipeline) -> None:
     (frame,) = pipe.compress(["The bridge was opened in 1932."])
     texts = ["1932", "in the year 1932", "x"]
-    found = log_likelihoods(pipe, frame, QUESTION, texts)
+    (found, nothing) = log_likelihoods(pipe, [frame] * 2, [QUESTION] * 2, [texts, []])
     want = [whole_pass(pipe, frame, t) for t in texts]
+    assert isinstance(found, list)
     print(f"maximum difference {np.abs(np.subtract(found, want)).max():.2e}")
     np.testing.assert_allclose(found, want, atol=1e-4)
-    assert log_likelihoods(pipe, frame, QUESTION, []) == []
+    assert nothing == []
+
+
+def test_a_bad_row_does_not_spoil_the_scores_of_others(pipe: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+    good, bad = pipe.compress(["The bridge was opened in 1932.", "A tower stands beside it."])
+    (alone,) = log_likelihoods(pipe, [good], [QUESTION], [["1932", "x"]])
+    poison = pipe.request(bad, QUESTION, GenerateOptions(), "q").latents
+
+    def poisoned(engine: Engine, requests: Sequence[Request], targets: Sequence[Sequence[int]]) -> list[F64]:
+        nats = surprise(engine, requests, targets)
+        return [n * np.nan if np.array_equal(r.latents, poison) else n for r, n in zip(requests, nats, strict=True)]
+
+    monkeypatch.setattr(ensemble, "surprise", poisoned)
+    found = log_likelihoods(pipe, [good, bad, b"junk"], [QUESTION] * 3, [["1932", "x"]] * 3)
+    assert isinstance(alone, list)
+    np.testing.assert_allclose(found[0], alone, atol=1e-6)  # type: ignore[arg-type]
+    assert [(type(f), f.code) for f in found[1:] if isinstance(f, LatentWireError)] == [
+        (LatentError, 3001),
+        (FrameError, 1101),
+    ]
 
 
 def test_rules() -> None:
@@ -63,7 +88,7 @@ def test_together(pipe: Pipeline) -> None:
     heard: list[int] = []
     found = Ensemble([pipe, pipe]).answers(frames, [QUESTION, "Where?"], GenerateOptions(), heard.append)
     alone = pipe.answers(frames, [QUESTION, "Where?"])
-    assert heard == [1, 1]
+    assert heard == [2]
     for together, one in zip(found, alone, strict=True):
         assert isinstance(together, Chosen)
         assert isinstance(one, Answer)
@@ -96,5 +121,46 @@ def test_the_command(toy_bundle: Path, tmp_path: Path, monkeypatch: pytest.Monke
     together = json.loads(run(app, [*words, "--also", str(toy_bundle), "--ensemble", "majority"]).stdout)
     assert together["answer"] == alone["answer"]
     assert together["proposals"] == [{"llm": "toy", "answer": alone["answer"]}] * 2
-    for wrong in (["--ensemble", "best"], ["--also", str(toy_bundle), "--stream"]):
+    for wrong in (["--ensemble", "best"], ["--also", str(toy_bundle), "--stream"], ["--stream"]):
         assert run(app, [*words, *wrong]).exit_code == 2
+    plain = [w for w in words if w != "--json"]
+    said = run(app, [*plain, "--also", str(toy_bundle), "--stream"]).stdout
+    assert said.splitlines() == [f"toy: {alone['answer']}"] * 2 + [f"chosen: {alone['answer']}"]
+    assert run(app, ["generate", "out", "--question", QUESTION]).exit_code == 2  # nobody to answer
+
+
+def test_llms_by_name(toy_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("in.jsonl").write_text('{"custom_id": "a", "text": "The bridge was opened in 1932."}\n', encoding="utf-8")
+    run, made = CliRunner().invoke, list[tuple[str, str]]()
+    assert run(app, ["compress", "in.jsonl", "-o", "out", "-b", str(toy_bundle), "-q"]).exit_code == 0
+
+    def ready(llm: str, precision: str) -> Path:
+        made.append((llm, precision))
+        return toy_bundle
+
+    monkeypatch.setattr(demo, "ready_bundle", ready)
+    words = ["generate", "out", "--question", QUESTION, "--json", "-q"]
+    two = json.loads(run(app, [*words, "--llm", "a", "--llm", "b", "--ensemble", "joint"]).stdout)
+    assert made == [("a", "int8"), ("b", "int8")]
+    assert len(two["proposals"]) == 2
+    # A default of the environment is no third LLM; a bundle that is named is.
+    monkeypatch.setenv("LATENTWIRE_BUNDLE", str(toy_bundle))
+    assert len(json.loads(run(app, [*words, "--llm", "a", "--llm", "b"]).stdout)["proposals"]) == 2
+    assert len(json.loads(run(app, [*words, "-b", str(toy_bundle), "--llm", "b"]).stdout)["proposals"]) == 2
+    assert "proposals" not in json.loads(run(app, [*words, "--llm", "a"]).stdout)
+    assert "proposals" not in json.loads(run(app, words).stdout)
+
+
+def test_pieces_of_a_stream_are_the_proposals(pipe: Pipeline, toy_bundle: Path) -> None:
+    (frame,) = pipe.compress(["The bridge was opened in 1932."])
+    with Pipeline.open(toy_bundle) as other:
+        together = Ensemble([pipe, other], "best")
+        *events, last = together.stream(frame, QUESTION, GenerateOptions())
+        assert [last] == together.answers([frame], [QUESTION], GenerateOptions())
+    said = [e[1] for e in events if isinstance(e, tuple)]
+    assert sum(isinstance(p, Answer) for p in said) == 2
+    assert len(said) > 4  # in pieces, not at once
+    assert "".join(p for p in said if isinstance(p, str)) == last.text * 2  # type: ignore[union-attr]
+    with pytest.raises(FrameError):
+        list(together.stream(b"junk", QUESTION, GenerateOptions()))

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -33,6 +35,38 @@ def test_refused_requests_are_sent_again(start: Start) -> None:
     (row,) = json.loads(run.stdout)["rows"]
     assert row["refused"]["429"] > 0
     assert (row["answered"], row["lost"]) == (24, 0)
+
+
+def test_a_restart_loses_nothing(start: Start) -> None:
+    """SIGTERM while clients ask: what was taken is answered, the rest waits for the next server at the address."""
+    server = start("--drain", "60", "--batch-size", "2")
+    with ThreadPoolExecutor(1) as pool:
+        many = ("--clients", "12", "--requests", "120", "--new-tokens", "60")
+        load = pool.submit(bench, server.url, *many)
+        while server.metric("requests_held") < 12:
+            time.sleep(0.01)
+        assert server.stop() == 0
+        assert server.said[-1] == "stopped; requests that were cut off: 0\n"
+        time.sleep(0.5)
+        start("--port", str(server.port))
+        run = load.result()
+    assert run.returncode == 0, run.stderr
+    (row,) = json.loads(run.stdout)["rows"]
+    assert (row["answered"], row["lost"], row["differing"]) == (120, 0, 0)
+    assert set(row["refused"]) <= {"503", "no connection"}
+    assert row["refused"]["no connection"] > 0
+
+
+def test_answers_that_are_cut_off_count_as_lost(start: Start) -> None:
+    server = start("--drain", "0.1", "--batch-size", "1")
+    with ThreadPoolExecutor(1) as pool:
+        load = pool.submit(bench, server.url, "--clients", "1", "--requests", "1", "--new-tokens", "1000")
+        while server.metric("answers_running") == 0:
+            time.sleep(0.01)
+        server.stop()
+        run = load.result()
+    assert run.returncode == 3
+    assert json.loads(run.stdout)["rows"][0]["lost"] == 1
 
 
 def test_no_server(server: Running) -> None:
