@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from ..core.errors import ModelError
+from ..core.joined import joined_folder, rest_of
 from ..engines.bundle import AdapterInfo, EncoderInfo
 from ..models.folder import ModelFolder
 from .model_config import read_json
@@ -112,14 +113,14 @@ def read_checkpoint(name: str | Path, encoder: str = "") -> Checkpoint:
         encoder: kind of its second encoder; empty: the one that its adapters were trained with.
 
     Raises:
-        ModelError: 3204 no meta.json or not JSON, 3220 not a checkpoint or incomplete, 3221 a later version, 3224 a
-            feature that the config names is not there.
+        ModelError: 3101 it was joined to another checkpoint, 3204 no meta.json or not JSON, 3220 not a checkpoint or
+            incomplete, 3221 a later version, 3224 a feature that the config names is not there.
     """
     path = Path(name)
     if str(name) == REFERENCE and not path.is_dir():
         path = Path(__file__).resolve().parent.parent / REFERENCE
     if encoder:
-        path = path / f"encoder-{encoder}"
+        path = joined_folder(path, encoder)
     meta = read_json(path / "meta.json")
     if meta.get("format") != FORMAT:
         raise ModelError(3220, "not a checkpoint", where=str(path), expected=f'expected "format": "{FORMAT}"')
@@ -169,27 +170,8 @@ def _build(path: Path, meta: Mapping[str, Any]) -> Checkpoint:
         str(e["llm_fingerprint"]),
         adapters,
         dict(meta.get("quality") or {}),
-        _rest(path, meta),
+        rest_of(path, meta, lambda folder: read_json(folder / "meta.json")),
     )
-
-
-def _rest(path: Path, meta: Mapping[str, Any]) -> Path:
-    """Where the adapters lie; ModelError 3101 where those above are not the ones that the encoder was joined to."""
-    if not meta.get("joined"):
-        return path
-    above = read_json(path.parent / "meta.json")
-    if (
-        above["adapters"] != meta["adapters"]
-        or above["encoder"]["fingerprint"][:8] != meta["encoder"]["fingerprint"][:8]
-    ):
-        raise ModelError(
-            3101,
-            "the second encoder was joined to another checkpoint",
-            where=str(path),
-            expected=f"expected the adapters that its meta.json names in {path.parent}",
-            fix="join it again: latentwire publish RUN --join CHECKPOINT",
-        )
-    return path.parent
 
 
 def file_stem(llm: str) -> str:

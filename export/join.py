@@ -16,12 +16,13 @@ from typing import TYPE_CHECKING, Any, Final
 
 from ..core.errors import ModelError
 from ..core.files import atomic_folder, atomic_write_json
+from ..core.joined import joined_folder
 from .publish import round_weights, trace_and_compare
 
 if TYPE_CHECKING:
     from ..training.config import Config
 
-ENCODER_OPTIONS: Final = ("encoder_type", "encoder_layers", "byte_width", "byte_layers", "max_tokens")
+ENCODER_OPTIONS: Final = ("encoder_type", "encoder_layers", "byte_width", "byte_layers", "byte_lexicon", "max_tokens")
 """What the two encoders may differ in; everything else is as in the checkpoint that they share."""
 SAME: Final = ("d_z", "encoder_llm", "latent_len", "fsq_profile", "quantiser_type", "fsq_hidden")
 
@@ -48,7 +49,6 @@ def join(source: Path, base: Path, about: Mapping[str, Any], overwrite: bool = F
         config_of,
         encoder_file,
         encoder_fits,
-        joined_folder,
         load_tensors,
         read_meta,
         write,

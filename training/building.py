@@ -18,8 +18,7 @@ from .features.registry import build
 from .fsq import fit_quantiser, start_quantiser
 from .llm import LMWrapper
 from .model import LatentModel, build_adapter, build_encoder, key
-from .pooling import unit
-from .start import inverse_document_frequency, set_embedding, start_encoder, start_keys, start_rows
+from .start import inverse_document_frequency, set_embedding, start_encoder, start_keys, start_rows, token_keys
 from .token_codes import TokenQuantiser, start_token_quantiser
 from .vocabulary import choose_tokens, embed_text, token_latents, token_texts
 
@@ -152,8 +151,7 @@ def _token_keys(model: LatentModel, texts: list[str], size: int) -> torch.Tensor
         )
     table = source.embedding.cpu()
     chosen = choose_tokens(source.tokenizer, texts, token_texts(source.tokenizer, len(table)), size)
-    projection, mean = encoder.projection.weight.detach().cpu(), encoder.get_buffer("mean").cpu()
-    return unit((table[chosen] - mean) @ projection.T)
+    return token_keys(encoder, table[chosen])
 
 
 @torch.no_grad()

@@ -21,14 +21,15 @@ from torch import Tensor, nn
 
 from ..core.errors import BundleError, ModelError
 from ..core.files import atomic_folder, atomic_write_json, sha256_file
+from ..core.joined import rest_of
 from .config import Config, from_mapping
 from .features.base import Feature
 from .llm import LMWrapper
 from .model import LatentModel
 
 FORMAT, VERSION = "latentwire-checkpoint", 1
-BEFORE: dict[str, Any] = {}
-"""What a config that was stored before an option existed meant by it, where that is not today's default."""
+BEFORE: dict[str, dict[str, Any]] = {"bytes": {"byte_lexicon": 0}}
+"""What a config with this encoder_type, stored before an option existed, meant by it, where that is not its default."""
 
 
 def encoder_file() -> str:
@@ -44,32 +45,6 @@ def adapter_file(llm: str) -> str:
 def feature_file(kind: str, llm: str) -> str:
     """File name of the weights of one feature."""
     return f"feature-{kind}-{llm.split('/')[-1]}.safetensors"
-
-
-def joined_folder(folder: Path, encoder: str) -> Path:
-    """Where a published checkpoint keeps a second encoder of this kind."""
-    return folder / f"encoder-{encoder}"
-
-
-def rest_of(folder: Path, meta: dict[str, Any]) -> Path:
-    """Where the adapters and features lie: in the folder itself, or above a second encoder's.
-
-    Raises:
-        ModelError: 3101 the checkpoint above has other latents or adapters than when the encoder was joined to it.
-    """
-    if not meta.get("joined"):
-        return folder
-    above = read_meta(folder.parent)
-    ids = [each["encoder"]["fingerprint"][:8] for each in (meta, above)]
-    if ids[0] != ids[1] or meta["adapters"] != above["adapters"]:
-        raise ModelError(
-            3101,
-            "the second encoder was joined to another checkpoint",
-            where=str(folder),
-            expected=f"expected latents {ids[0]} and their adapters, got {ids[1]}",
-            fix="join it again: latentwire publish RUN --join CHECKPOINT",
-        )
-    return folder.parent
 
 
 def fingerprint(tensors: dict[str, Tensor], facts: dict[str, Any]) -> str:
@@ -203,7 +178,7 @@ def config_of(meta: dict[str, Any], where: str) -> Config:
     Raises:
         ModelError: 3210 for an option that this version does not know.
     """
-    return from_mapping({**BEFORE, **meta["config"]}, where)
+    return from_mapping({**BEFORE.get(meta["config"].get("encoder_type"), {}), **meta["config"]}, where)
 
 
 def load_tensors(path: Path) -> dict[str, Tensor]:
@@ -325,7 +300,7 @@ def load_into(folder: Path, model: LatentModel) -> dict[str, Any]:
     meta = read_meta(folder)
     encoder_fits(meta, model.source, folder)
     load_module(model.encoder, folder / encoder_file())
-    rest = rest_of(folder, meta)
+    rest = rest_of(folder, meta, read_meta)
     for llm in model.llms:
         adapter_facts(meta, llm, folder)
         load_module(model.adapter(llm), rest / adapter_file(llm.name))

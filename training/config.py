@@ -72,6 +72,7 @@ class Config:
         encoder_layers: how many layers are copied.
         byte_width: width of the byte encoder.
         byte_layers: its transformer layers.
+        byte_lexicon: strings that it knows by their bytes, taken from its teacher's vocabulary; 0: none.
         teacher: checkpoint whose encoder a byte encoder learns from and whose adapters it takes over.
         max_tokens: the encoder's window in tokens (bytes: in bytes, about four to a token).
         task_tokens: learned rows per task, placed between latents and question.
@@ -143,6 +144,7 @@ class Config:
     encoder_layers: int = 3
     byte_width: int = 352
     byte_layers: int = 6
+    byte_lexicon: int = 49152
     teacher: str = ""
     max_tokens: int = 512
     task_tokens: int = 4
@@ -217,8 +219,9 @@ class Config:
         for name in shares:
             if not 0.0 <= getattr(self, name) <= 1.0:
                 raise _bad(name, "a share from 0 to 1", getattr(self, name))
-        if self.patience < 0:
-            raise _bad("patience", "0 or more", self.patience)
+        for name in ("patience", "byte_lexicon"):
+            if getattr(self, name) < 0:
+                raise _bad(name, "0 or more", getattr(self, name))
         if self.batch % self.micro_batch:
             raise _bad("batch", f"a multiple of micro_batch={self.micro_batch}", self.batch)
         if self.tasks != TASKS[: max(1, len(self.tasks))]:

@@ -43,7 +43,8 @@ def build_encoder(config: Config) -> EncoderFromEmbedLayer | ByteLevelEncoder:
     """
     encoder: EncoderFromEmbedLayer | ByteLevelEncoder
     if config.encoder_type == "bytes":
-        encoder = ByteLevelEncoder(config.d_z, config.byte_width, config.byte_layers)
+        words, salience = config.byte_lexicon, config.salience
+        encoder = ByteLevelEncoder(config.d_z, config.byte_width, config.byte_layers, words, salience)
     else:
         encoder = EncoderFromEmbedLayer(_first_layers(config), config.d_z, config.salience)
     if config.fsq_profile:

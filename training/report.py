@@ -12,8 +12,9 @@ from typing import Any
 from ..core.console import message, print_json, print_table
 from ..core.errors import InputError, ModelError
 from ..core.files import atomic_write_json, sha256_file
+from ..core.joined import joined_folder
 from .building import open_checkpoint
-from .checkpoint import joined_folder, read_meta
+from .checkpoint import read_meta
 from .data import Item, read_questions
 from .evaluate import pick
 from .evaluation.kinds import parse

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from .adapter import Adapter, LearnedAdapter
 from .encoder import EncoderFromEmbedLayer
 from .llm import LMWrapper
+from .pooling import unit
 
 TASK_WORDS = {
     "answer": "\nShort answer from the text above.",
@@ -54,6 +55,13 @@ def start_encoder(encoder: EncoderFromEmbedLayer, llm: LMWrapper, idf: Tensor) -
     source = llm.model.model.layers
     for own, theirs in zip(encoder.layers, source, strict=False):
         own.load_state_dict({k: v.float() for k, v in theirs.state_dict().items()})
+
+
+@torch.no_grad()
+def token_keys(encoder: EncoderFromEmbedLayer, embeddings: Tensor) -> Tensor:
+    """f32 [N,d_z], unit keys of tokens with embeddings f32 [N,H], by the encoder's own projection."""
+    projection, mean = encoder.projection.weight.detach().cpu(), encoder.get_buffer("mean").cpu()
+    return unit((embeddings - mean) @ projection.T)
 
 
 def set_embedding(encoder: nn.Module, table: Tensor) -> None:

@@ -1,4 +1,4 @@
-"""A byte encoder's way into a run: adapters and quantiser from its teacher's checkpoint, and the teacher itself."""
+"""A byte encoder's way into a run: its teacher's adapters, quantiser and words, and the teacher itself."""
 
 from __future__ import annotations
 
@@ -6,20 +6,25 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from ..core.errors import ModelError
 from .bundles import needs_lesson, weights
 from .checkpoint import config_of, encoder_file, encoder_fits, load_module, load_tensors, read_meta
 from .config import Config
 from .encoder import EncoderFromEmbedLayer
+from .encoder_bytes import ByteLevelEncoder
+from .lexicon import start_lexicon
 from .model import LatentModel, build_encoder
-from .start import set_embedding
+from .start import set_embedding, token_keys
+from .vocabulary import choose_tokens, token_texts
 from .warm import QUANTISER, put_adapters
 
 
 def start_student(model: LatentModel, texts: Sequence[str]) -> dict[str, tuple[str, ...]]:
-    """Give a new byte encoder its teacher's adapters and quantiser; returns the tasks that each knows.
+    """Give a new byte encoder its teacher's adapters, quantiser and words; returns the tasks that each knows.
 
-    The encoder itself keeps its random start: it has nothing in common with the teacher but what it shall say.
+    Its layers keep their random start: they have nothing in common with the teacher's.
 
     Raises:
         ModelError: 3101, 3102 the teacher is for other models; 3204, 3220-3223 as for a checkpoint; 3210 its latents
@@ -40,6 +45,7 @@ def start_student(model: LatentModel, texts: Sequence[str]) -> dict[str, tuple[s
                 fix="train without one first, then add it with init",
             )
         model.quantiser.load_state_dict(own)
+    _start_words(model, _open(model, config, folder), texts)
     return put_adapters(model, meta, folder, texts)
 
 
@@ -54,12 +60,32 @@ def teach(model: LatentModel) -> None:
         return
     folder = Path(config.teacher)
     _, own = _read(model, folder)
-    teacher = build_encoder(own)
+    teacher = _open(model, own, folder)
+    teacher.low_precision = config.precision == "bf16"
+    model.learn_from(teacher.to(next(model.encoder.parameters()).device))
+
+
+def _open(model: LatentModel, config: Config, folder: Path) -> EncoderFromEmbedLayer:
+    """The teacher, on the CPU."""
+    teacher = build_encoder(config)
     assert isinstance(teacher, EncoderFromEmbedLayer)
     load_module(teacher, folder / encoder_file())
     set_embedding(teacher, model.source.embedding.cpu())
-    teacher.low_precision = config.precision == "bf16"
-    model.learn_from(teacher.to(next(model.encoder.parameters()).device))
+    return teacher
+
+
+def _start_words(model: LatentModel, teacher: EncoderFromEmbedLayer, texts: Sequence[str]) -> None:
+    """The lexicon: the teacher's tokens as text, each with the latent and the weight that it alone gives them."""
+    encoder, source = model.encoder, model.source
+    if not isinstance(encoder, ByteLevelEncoder) or encoder.lexicon is None:
+        return
+    table = source.embedding.cpu()
+    pieces = token_texts(source.tokenizer, len(table))
+    chosen = choose_tokens(source.tokenizer, texts, pieces, len(encoder.lexicon.keys))
+    strings = [pieces[i].encode() for i in chosen.tolist()]
+    start_lexicon(encoder.lexicon, strings, token_keys(teacher, table[chosen]), teacher.get_buffer("idf")[chosen])
+    with torch.no_grad():
+        encoder.sharpness.copy_(teacher.sharpness)
 
 
 def _read(model: LatentModel, folder: Path) -> tuple[dict[str, Any], Config]:

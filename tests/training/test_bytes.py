@@ -58,6 +58,7 @@ def make(base: Config, teacher: Path) -> Make:
         teacher=str(teacher),
         byte_width=48,
         byte_layers=1,
+        byte_lexicon=600,
         max_tokens=256,
         bundle="latent",
         lr_new=3e-3,

@@ -44,6 +44,7 @@ def runs(base: Config, tmp_path_factory: pytest.TempPathFactory) -> Path:
         "encoder_type": "bytes",
         "byte_width": 48,
         "byte_layers": 1,
+        "byte_lexicon": 0,
         "max_tokens": 256,
         "bundle": "latent",
     }

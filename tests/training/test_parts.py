@@ -195,12 +195,13 @@ def test_config_file_and_overrides(tmp_path: Path) -> None:
         load(tmp_path / "none.toml")
 
 
-def test_a_checkpoint_from_before_an_option_opens_with_what_was_done_then(monkeypatch: pytest.MonkeyPatch) -> None:
-    stored = Config(steps=7).to_json()
-    del stored["tasks"]
-    monkeypatch.setattr(checkpoint, "BEFORE", {"tasks": ["answer"]})
+def test_a_checkpoint_from_before_an_option_opens_with_what_was_done_then() -> None:
+    stored = Config(steps=7, encoder_type="bytes", teacher="t").to_json()
+    del stored["byte_lexicon"]
     config = checkpoint.config_of({"config": stored}, "meta.json")
-    assert (config.steps, config.tasks) == (7, ("answer",))
+    assert (config.steps, config.byte_lexicon) == (7, 0)
+    stored["encoder_type"] = "embed_layer"
+    assert checkpoint.config_of({"config": stored}, "meta.json") == Config(steps=7, teacher="t")
     with pytest.raises(ModelError, match=r"LW-3210 .*from_the_future"):
         checkpoint.config_of({"config": {**stored, "from_the_future": 1}}, "meta.json")
 
