@@ -90,7 +90,6 @@ class Lexicon(nn.Module):
         cuts = self._words(input_ids) | ~real
         for _ in range(ROUNDS - 1):
             _, known = self._look(input_ids, cuts)
-            known = known & real
             # Behind the longest string of each word, where the word goes on.
             cuts = cuts | (_right(known, 1) & ~_later(known, cuts))
         entry, known = self._look(input_ids, cuts)

@@ -25,6 +25,7 @@ from latentwire.training.data import read_questions
 from latentwire.training.encoder_bytes import ByteLevelEncoder
 from latentwire.training.evaluate import measure
 from latentwire.training.lesson import byte_ids, byte_spans, lesson, states_of
+from latentwire.training.lexicon import hash_of, start_lexicon
 from latentwire.training.model import build_encoder
 from latentwire.training.train import Trainer
 
@@ -97,6 +98,48 @@ def test_any_language_and_no_neighbour_changes_a_text() -> None:
     torch.testing.assert_close(rms[rms > 0], torch.ones(int((rms > 0).sum())), atol=1e-3, rtol=0)
     # Three different texts, three different latents.
     assert len({tuple(z.round(decimals=3).tolist()) for z in together[:3, 0]}) == 3
+
+
+def test_the_lookup_path_by_hand() -> None:
+    encoder = ByteLevelEncoder(4, 48, 1, words=4, salience=2.0).eval()
+    assert encoder.lexicon is not None
+    idf = torch.tensor([0.0, 0.5, 1.0, 3.0])
+    strings = [b"the", b" old", b" bridge", b"."]
+    start_lexicon(encoder.lexicon, strings, torch.eye(4), idf)
+    text = b"the old bridge.xxxx"
+    ids, lengths, slots = torch.tensor([list(text)]), torch.tensor([len(text)]), torch.arange(3)
+    # Five states of four bytes in three spans: bytes 0-7, 8-15 and 16-18. " bridge" begins in the first.
+    first = (2 * torch.tensor([0.0, 0.5, 1.0])).softmax(0)
+    wanted = torch.stack([torch.nn.functional.pad(first, (0, 1)), torch.tensor([0.0, 0, 0, 1]), torch.zeros(4)])
+    wanted = wanted * torch.rsqrt(wanted.square().mean(-1, keepdim=True) + 1e-6)
+    with torch.no_grad():
+        torch.testing.assert_close(encoder(ids, lengths, slots)[0], wanted, atol=1e-4, rtol=1e-4)
+        # A learned score moves the choice within a span: that of the string's last byte.
+        encoder._states = lambda *_: torch.eye(5, 48)[None]  # type: ignore[method-assign]
+        encoder.score.weight[text.index(b"the") + 2, 0] = 50.0
+        found = encoder(ids, lengths, slots)[0, 0]
+        torch.testing.assert_close(found, torch.tensor([2.0, 0, 0, 0]), atol=1e-3, rtol=0)
+
+
+def test_it_starts_with_its_teacher_s_words(make: Make, teacher: Path, tmp_path: Path) -> None:
+    trainer = Trainer(make(steps=1), tmp_path)
+    encoder, taught, source = trainer.model.encoder, trainer.model.teacher, trainer.model.source
+    assert isinstance(encoder, ByteLevelEncoder)
+    assert encoder.lexicon is not None
+    assert encoder.sharpness.item() == taught.sharpness.item()
+    rows = {int(h): row for row, h in enumerate(encoder.lexicon.hashes.tolist())}
+    table = source.embedding.cpu()
+    found = 0
+    for token in range(len(table)):
+        text = source.tokenizer.decode([token])
+        row = rows.get(hash_of(text.encode()))
+        if row is None or source.tokenizer.encode(text, add_special_tokens=False).ids != [token]:
+            continue
+        key = taught.projection(table[token] - taught.get_buffer("mean"))
+        torch.testing.assert_close(encoder.lexicon.keys[row], key / key.norm(), atol=1e-5, rtol=1e-4)
+        assert encoder.lexicon.idf[row] == taught.get_buffer("idf")[token]
+        found += 1
+    assert found > 100
 
 
 def test_each_text_may_have_its_own_number_of_latents() -> None:

@@ -113,6 +113,15 @@ def test_as_maximal_munch_whatever_the_neighbours(parts: list[list[bytes]]) -> N
     assert found_in(lexicon, texts) == [munched(text) for text in texts]
 
 
+def test_what_stands_behind_a_text_is_not_read(lexicon: Lexicon) -> None:
+    ids = torch.tensor([list(b"aaaacc"), list(b" alccc"), list(b"the   ")])
+    lengths = torch.tensor([4, 3, 3])
+    entry, begin, known = lexicon(ids, lengths)
+    assert [row.nonzero()[:, 0].tolist() for row in known] == [[0, 1, 2, 3], [0, 2], [2]]
+    assert begin[1, 2].item() == 1
+    assert STRINGS[int(lexicon.keys[entry[1, 2], 0])] == b"al"
+
+
 def test_long_strings_up_to_the_reach() -> None:
     strings = [b"a" * 32, b"a" * 31, b"b" * 33, b"b" * 32]
     lexicon = Lexicon(4, 4)
