@@ -27,7 +27,7 @@ Peers = Annotated[
 ]
 Data = Annotated[Path | None, typer.Option(help="Texts and questions, JSONL as benchmarks/texts.jsonl.")]
 Samples = Annotated[int | None, typer.Option(min=1, help="Samples a round. Default: 32.", show_default=False)]
-Rounds = Annotated[int | None, typer.Option(min=1, help="Timed rounds. Default: 5.", show_default=False)]
+Rounds = Annotated[int | None, typer.Option(min=1, help="Timed rounds. Default: 3.", show_default=False)]
 Batches = Annotated[
     list[int] | None, typer.Option("--batch", min=1, max=4096, help="Try this size; may be given again.")
 ]
@@ -35,7 +35,7 @@ NewTokens = Annotated[
     int | None, typer.Option(min=1, max=4096, help="Of every answer. Default: 16.", show_default=False)
 ]
 Requests = Annotated[
-    int | None, typer.Option(min=1, help="Single requests of a latency figure. Default: 20.", show_default=False)
+    int | None, typer.Option(min=1, help="Single requests of a latency figure. Default: 12.", show_default=False)
 ]
 Latents = Annotated[int | None, typer.Option(min=1, help="M. Default: the bundle's own.", show_default=False)]
 Codec = Annotated[CodecName, typer.Option(help="Of frames.")]

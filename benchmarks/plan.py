@@ -14,7 +14,7 @@ from . import machine
 from .inputs import Inputs
 from .launches import Launch
 
-BATCHES: Final = (1, 8, 32)
+BATCHES: Final = (8, 32)
 QUICK: Final[Mapping[str, Any]] = {"samples": 4, "rounds": 2, "batches": (1, 4), "starts": 1, "requests": 4}
 QUICK_NOTE: Final = "QUICK: a rehearsal with tiny sizes; its figures mean nothing."
 
@@ -41,13 +41,13 @@ class Plan:
     launches: Sequence[Launch]
     inputs: Inputs
     samples: int = 32
-    rounds: int = 5
+    rounds: int = 3
     batches: Sequence[int] = BATCHES
     new_tokens: int = 16
     latents: int | None = None
     codec: str = "i8"
     starts: int = 3
-    requests: int = 20
+    requests: int = 12
     seed: int = 0
     quick: bool = False
 

@@ -107,7 +107,7 @@ def _count(plan: Plan) -> int:
 
 
 def _rounds(plan: Plan) -> int:
-    return min(plan.rounds, 3)
+    return min(plan.rounds, 2)
 
 
 def _tables(curves: dict[str, list[Point]]) -> list[Table]:
