@@ -86,6 +86,13 @@ class Pipeline:
     def compress(self, texts: Sequence[str], options: CompressOptions = _COMPRESS) -> list[bytes]:
         """Texts to frames, one ``bytes`` each; a chunked text is several frames end to end.
 
+        Args:
+            texts: any number, of any lengths.
+            options: codec, number of latents, what to do with a text over the encoder's window.
+
+        Returns:
+            for each text the bytes that travel: at most M latents of ``d_z`` numbers each, and a header.
+
         Raises:
             RowError: 2005-2009 the first text that cannot be sent.
             LatentError: 3001 its latents are not finite.
@@ -97,10 +104,19 @@ class Pipeline:
     ) -> list[str]:
         """Frames and one question each to answers.
 
+        Args:
+            frames: as ``compress`` made them, on this machine or another.
+            prompts: as many; a frame may stand here several times.
+            options: length, stop strings, draws.
+
+        Returns:
+            for each question the answer's text, without outer white space.
+
         Raises:
             FrameError: 1101-1109 bytes that are no frame.
             ModelError: 3101 frame of another encoder.
             RowError: 2005-2009 a question that is empty or does not fit.
+            InputError: 2111 not one question for each frame.
         """
         return [found.text for found in raised(self.answers(frames, prompts, options))]
 

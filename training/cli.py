@@ -123,7 +123,7 @@ def adapt_command(
         raise typer.BadParameter("give --data and --out, or --dry-run")
 
     from ..core.console import configure, message, run_cli
-    from ..core.errors import EXIT_MISMATCH, EXIT_OK
+    from ..core.errors import EXIT_MISMATCH, EXIT_OK, EnvironmentFault
     from ..core.extras import needs
 
     def body() -> int:
@@ -149,12 +149,15 @@ def adapt_command(
         if dry_run:
             preview(request, as_json)
             return EXIT_OK
+        if export and export.exists() and any(export.iterdir()):  # before hours of training, not after
+            raise EnvironmentFault(5008, "folder exists", where=str(export), fix="another folder for --export")
         if not adapt(request, as_json):
             return EXIT_MISMATCH
         if export and out:
             # Exporting is another folder's; this one knows the names of its commands and nothing else of them.
-            _run(context, "publish", [str(out / "best"), "--out", str(out / "published"), "--overwrite"])
-            _run(context, "export", [str(out / "published"), "--llm", llm, "--out", str(export)])
+            silent, told = ["--quiet"] if quiet else [], ["--json"] if as_json else []
+            _run(context, "publish", [str(out / "best"), "--out", str(out / "published"), "--overwrite", *silent])
+            _run(context, "export", [str(out / "published"), "--llm", llm, "--out", str(export), *silent, *told])
             message(f"bundle in {export}")
         return EXIT_OK
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,12 @@ from typer.testing import CliRunner
 
 from latentwire.cli import app
 from latentwire.core.errors import InputError, ModelError
+from latentwire.export.export import Request as ExportRequest
+from latentwire.export.export import export_bundle
+from latentwire.export.publish import publish
 from latentwire.models.configs import model_config
+from latentwire.runtime.pipeline import Pipeline
+from latentwire.training import adapt as adapt_module
 from latentwire.training.adapt import Request, adapt, answer_gates, plan, verdict, with_data
 from latentwire.training.building import open_checkpoint, parameters
 from latentwire.training.checkpoint import load_tensors, read_meta
@@ -80,6 +86,61 @@ def test_another_family_learns_to_read_and_the_encoder_stands_still(
     again = json.loads(capsys.readouterr().out)
     assert again["figures"] == found["figures"]
     assert (out / "log.jsonl").read_text().count('"event": "step"') == 2
+
+
+def adapted(llm: Path, known: Path, data: Path, out: Path, *more: str) -> Any:
+    words = ["adapt", "--llm", str(llm), "--checkpoint", str(known), "-d", str(data), "-o", str(out / "run")]
+    sizes = ["--steps", "2", "--batch", "4", "--micro-batch", "4", "-n", "4", "--precision", "fp32", "--device", "cpu"]
+    return CliRunner().invoke(app, [*words, *sizes, "--export", str(out / "bundle"), *more])
+
+
+def test_a_go_is_published_and_exported(
+    known: Path, tiny_llm: Path, tiny_gemma: Path, many_stories: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A frame of before, made for the first LLM, is answered by the bundle that the command leaves."""
+    monkeypatch.chdir(tiny_llm.parent)  # a checkpoint knows the LLM of its encoder by name
+    judged = adapt_module.judge
+
+    def kind(*asked: Any) -> dict[str, Any]:
+        return judged(*asked) | {"go": True}  # two steps do not make an adapter worth using
+
+    monkeypatch.setattr(adapt_module, "judge", kind)
+    gemma = roomy(tiny_gemma, tmp_path / "gemma")
+    said = adapted(gemma, known, many_stories, tmp_path, "--json", "--quiet")
+    assert said.exit_code == 0, said.output
+    verdict_line, bundle_line = map(json.loads, said.stdout.splitlines())  # nothing else on stdout
+    assert verdict_line["go"]
+    assert bundle_line["bundle"] == str(tmp_path / "bundle")
+    export_bundle(ExportRequest(str(published(known, tmp_path)), str(tiny_llm), tmp_path / "first", verify="none"))
+    with Pipeline.open(tmp_path / "first") as first, Pipeline.open(tmp_path / "bundle") as second:
+        assert second.bundle.manifest.llm.name == gemma.name
+        assert second.bundle.manifest.quality["parity"]["verdict"] == "passed"
+        frames = first.compress(["The town of Varda has 10 wells and a market."])
+        assert len(second.generate(frames, ["Which town?"])) == 1
+    again = adapted(gemma, known, many_stories, tmp_path)
+    assert again.exit_code == 6
+    assert "LW-5008" in again.stderr
+    log = (tmp_path / "run" / "log.jsonl").read_text()
+    assert log.count('"event": "step"') == 2  # refused before anything was trained or measured
+
+
+def roomy(llm: Path, out: Path) -> Path:
+    """The same with room for the texts on which an export measures what its precision costs."""
+    shutil.copytree(llm, out)
+    config = json.loads((out / "config.json").read_text())
+    (out / "config.json").write_text(json.dumps(config | {"max_position_embeddings": 2048, "sliding_window": 2048}))
+    return out
+
+
+def published(checkpoint: Path, out: Path) -> Path:
+    return publish(checkpoint, out / "published", {})
+
+
+def test_a_no_go_is_not_exported(known: Path, tiny_gemma: Path, many_stories: Path, tmp_path: Path) -> None:
+    said = adapted(tiny_gemma, known, many_stories, tmp_path)
+    assert said.exit_code == 5
+    assert "no-go" in said.stderr
+    assert not (tmp_path / "bundle").exists()
 
 
 def test_the_adapter_moves(known: Path, tiny_gemma: Path, many_stories: Path, tmp_path: Path) -> None:

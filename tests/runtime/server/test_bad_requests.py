@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import base64
+import struct
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
+from latentwire.runtime import message, wire
+from latentwire.runtime.codec import Codec
+from latentwire.runtime.options import CompressOptions
 from latentwire.runtime.pipeline import Pipeline
 
 from .conftest import HTTP, Running, Start
@@ -138,6 +143,24 @@ def test_a_frame_of_another_encoder(server: Running, other_bundle: Path) -> None
     answer = HTTP.post(server.url + COMPLETIONS, json=completion(frame=frame))
     assert answer.status_code == 400
     assert answer.json()["error"]["code"] == "LW-3101"
+
+
+def test_frames_with_wrong_numbers(server: Running, served_bundle: Path) -> None:
+    """Latents of another width, a value that is not finite under a good checksum, a byte that fell over."""
+    with Pipeline.open(served_bundle) as pipe:
+        (good,) = pipe.compress(["A text."], CompressOptions(codec="f16"))
+        encoder = pipe.bundle.manifest.encoder
+    narrow = message.from_latents([np.ones((2, encoder.d_z // 2), np.float32)], Codec.F16, encoder.model_id).pack()
+    body = good[wire.HEADER_SIZE : -2] + np.float16(np.nan).tobytes()
+    infinite = good[:20] + struct.pack("<I", wire.checksum(good[:20], body)) + body
+    damaged = good[:-1] + bytes([good[-1] ^ 1])
+    for frame, code in ((narrow, 3002), (infinite, 1108), (damaged, 1104)):
+        answer = HTTP.post(server.url + COMPLETIONS, json=completion(frame=base64.b64encode(frame).decode()))
+        assert (answer.status_code, answer.json()["error"]["code"]) == (400, f"LW-{code}"), answer.text
+        assert answer.json()["error"]["param"] == "frame"
+    assert (
+        HTTP.post(server.url + COMPLETIONS, json=completion(frame=base64.b64encode(good).decode())).status_code == 200
+    )
 
 
 def test_wrong_methods_and_paths(server: Running) -> None:
