@@ -79,16 +79,19 @@ def test_rules() -> None:
     proposals, distinct = ["a", "b", "c"], ["a", "b", "c"]
     assert choose("joint", proposals, distinct, scores) == 1
     assert choose("best", proposals, distinct, scores) == 2
+    twice = np.array([[-1.0, -9.0], [-5.0, -9.0], [-9.0, -2.0]], np.float64)
+    assert choose("best", ["a", "a", "b"], ["a", "b"], twice) == 0  # who likes it best of those that said it
     assert choose("majority", proposals, distinct, scores) == 1  # one vote each: as joint
     assert choose("majority", ["c", "b", "C "], ["c", "b", "C "], scores) == 2  # two votes against joint's b
 
 
-def test_together(pipe: Pipeline) -> None:
+def test_together(pipe: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ensemble, "GROUP", 1)  # question after question
     frames = pipe.compress(["The bridge was opened in 1932.", "A tower stands beside it."])
     heard: list[int] = []
     found = Ensemble([pipe, pipe]).answers(frames, [QUESTION, "Where?"], GenerateOptions(), heard.append)
     alone = pipe.answers(frames, [QUESTION, "Where?"])
-    assert heard == [2]
+    assert heard == [1, 1]
     for together, one in zip(found, alone, strict=True):
         assert isinstance(together, Chosen)
         assert isinstance(one, Answer)

@@ -114,7 +114,8 @@ def test_a_go_is_published_and_exported(
     export_bundle(ExportRequest(str(published(known, tmp_path)), str(tiny_llm), tmp_path / "first", verify="none"))
     with Pipeline.open(tmp_path / "first") as first, Pipeline.open(tmp_path / "bundle") as second:
         assert second.bundle.manifest.llm.name == gemma.name
-        assert second.bundle.manifest.quality["parity"]["verdict"] == "passed"
+        gates = {gate["gate"]: gate["verdict"] for gate in second.bundle.manifest.quality["parity"]["gates"]}
+        assert gates["weights"] == gates["tokens"] == "passed"
         frames = first.compress(["The town of Varda has 10 wells and a market."])
         assert len(second.generate(frames, ["Which town?"])) == 1
     again = adapted(gemma, known, many_stories, tmp_path)
