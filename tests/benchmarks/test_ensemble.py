@@ -75,6 +75,7 @@ def test_figures_by_hand() -> None:
     f1 = {row["answers"]: round(row["f1"], 3) for row in of["rows"]}
     assert f1 == {"a": 0.333, "b": 0.333, "joint": 0.667, "majority": 0.667, "best": 0.333}
     assert (of["best"], of["oracle"], of["agreed"]) == ("a", pytest.approx(2 / 3), pytest.approx(1 / 3))
+    assert figures(["a", "b"], found[1:2], samples[1:2])["best"] == "b"
     joint = of["rows"][2]
     assert joint["minus_best"] == pytest.approx(1 / 3)
     assert joint["minus_best_ci"] == (0.0, 0.5)  # only whole texts are drawn: y, both, or x twice

@@ -105,6 +105,20 @@ def test_a_bomb_is_refused_by_its_header() -> None:
     assert code_of(torch_file.unpack, out.getvalue()) == 2140
 
 
+def test_a_compressed_part_is_refused_even_where_it_is_small() -> None:
+    import zipfile
+
+    out = io.BytesIO()
+    with (
+        zipfile.ZipFile(io.BytesIO(torch_file.pack(ROWS, "float32"))) as good,
+        zipfile.ZipFile(out, "w") as archive,
+    ):
+        for name in good.namelist():
+            how = zipfile.ZIP_DEFLATED if name.endswith("data.pkl") else zipfile.ZIP_STORED
+            archive.writestr(name, good.read(name), how)
+    assert code_of(torch_file.unpack, out.getvalue()) == 2140
+
+
 @given(st.binary(max_size=200), st.integers(0, 2000))
 def test_changed_bytes_never_give_another_error_type(noise: bytes, at: int) -> None:
     data = bytearray(torch_file.pack(ROWS, "float16"))
