@@ -63,8 +63,8 @@ def test_the_runtime_chooses_as_training_does(
         assert np.ptp(scores) > 1  # they do differ
         # Gold answers, which nobody proposed, are scored alike too.
         golds = [[item.questions[0].answers[0]] for item in items]
-        for pipe, llm in zip((first, second), model.llms, strict=True):
-            nll = measure(model, llm, items, "latents_f16").nll
+        for pipe, wrapper in zip((first, second), model.llms, strict=True):
+            nll = measure(model, wrapper, items, "latents_f16").nll
             np.testing.assert_allclose(np.ravel(raised(log_likelihoods(pipe, frames, asked, golds))), -nll, atol=2e-3)
     proposed = {llm.name: measure(model, llm, items, "latents_f16", max_new_tokens=NEW) for llm in model.llms}
     assert [list(row) for row in zip(*(a.texts for a in proposed.values()), strict=True)] == [

@@ -147,7 +147,7 @@ def test_vllm_reads_what_is_sent(pipe: Pipeline, prompt: LatentPrompt, tmp_path:
     }
     mixed = emit.vllm(prompt)
     whole = emit.vllm(prompt, rows)
-    asked = {
+    asked: dict[str, Any] = {
         "hidden": hidden,
         "http": {**good, **bad, "empty prompt beside": good["float32"] | {"prompt": ""}},
         "python": {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
 import time
@@ -57,13 +58,16 @@ def test_a_restart_loses_nothing(start: Start) -> None:
     assert row["refused"]["no connection"] > 0
 
 
-def test_answers_that_are_cut_off_count_as_lost(start: Start) -> None:
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_answers_that_are_cut_off_count_as_lost(start: Start, number: int) -> None:
+    """With a word of the server, or without one."""
     server = start("--drain", "0.1", "--batch-size", "1")
     with ThreadPoolExecutor(1) as pool:
         load = pool.submit(bench, server.url, "--clients", "1", "--requests", "1", "--new-tokens", "1000")
-        while server.metric("answers_running") == 0:
+        while server.metric("first_token_seconds_count") == 0:
             time.sleep(0.01)
-        server.stop()
+        time.sleep(0.05)  # the first piece is on its way
+        server.stop(number)
         run = load.result()
     assert run.returncode == 3
     assert json.loads(run.stdout)["rows"][0]["lost"] == 1
