@@ -118,11 +118,12 @@ def test_a_go_is_published_and_exported(
         assert gates["weights"] == gates["tokens"] == "passed"
         frames = first.compress(["The town of Varda has 10 wells and a market."])
         assert len(second.generate(frames, ["Which town?"])) == 1
+    judgement = (tmp_path / "run" / "adapt.json").stat().st_mtime_ns
     again = adapted(gemma, known, many_stories, tmp_path)
     assert again.exit_code == 6
     assert "LW-5008" in again.stderr
-    log = (tmp_path / "run" / "log.jsonl").read_text()
-    assert log.count('"event": "step"') == 2  # refused before anything was trained or measured
+    # Refused before anything was trained or measured.
+    assert (tmp_path / "run" / "adapt.json").stat().st_mtime_ns == judgement
 
 
 def roomy(llm: Path, out: Path) -> Path:
