@@ -1,6 +1,7 @@
 """Answers of a bundle on any engine, for measuring: the runtime's prompt and stop rules, nothing of its scheduling.
 
-In: questions with contexts. Out: texts. A context longer than the encoder's window is cut, in both kinds.
+In: questions with contexts. Out: texts. A context longer than the encoder's window is cut, in both kinds; full text
+also where the LLM's own window ends.
 """
 
 from __future__ import annotations
@@ -79,8 +80,13 @@ def _batch(engine: Engine, questions: Sequence[Question], kind: str, most: int) 
     else:
         prefix, cross = None, {}
         rows, capacity = engine.adapt(np.zeros((len(questions), 1, m.encoder.d_z), np.float32)), 1
-        cut = [encode(q.context)[: m.encoder.max_tokens] for q in questions]
-        prompts = [text_prompt(m.llm.bos, c, capacity, task, q) for c, q in zip(cut, asked, strict=True)]
+        # The question and the answer need their room in the LLM's window too.
+        frame = len(text_prompt(m.llm.bos, [], capacity, task, [])) + max(map(len, asked)) + most
+        window = max(0, min(m.encoder.max_tokens, (m.capacity or m.llm.max_positions) - frame))
+        prompts = [
+            text_prompt(m.llm.bos, encode(q.context)[:window], capacity, task, a)
+            for q, a in zip(questions, asked, strict=True)
+        ]
     return [
         tokenizer.decode(ids).split("\n")[0].strip() for ids in _generate(engine, prompts, rows, most, prefix, cross)
     ]

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ import pytest
 from latentwire.core.errors import InputError
 from latentwire.engines.bundle import Bundle, describe_files
 from latentwire.engines.ort import OrtCpuEngine
+from latentwire.engines.toy import ToyEngine, write_toy_bundle
 from latentwire.export import loss, reference
 from latentwire.export.answers import Question, answers
 from latentwire.export.drive import prefilled
@@ -46,6 +48,24 @@ def plain(
 @pytest.fixture(autouse=True)
 def _few_sentences(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(loss, "SENTENCES", 4)
+
+
+def test_full_text_is_cut_to_the_llm_s_window(tmp_path: Path) -> None:
+    bundle = write_toy_bundle(tmp_path / "b")
+    asked = [replace(q, context=q.context * 9) for q in QUESTIONS]
+    for limit in (16, 90, 4096):
+        llm = replace(bundle.manifest.llm, max_positions=limit + 40)
+        engine = ToyEngine(replace(bundle, manifest=replace(bundle.manifest, llm=llm)))
+        most: list[int] = []
+        alloc = engine.alloc
+
+        def watched(batch: int, capacity: int, alloc: Any = alloc, most: list[int] = most) -> Any:
+            most.append(capacity)
+            return alloc(batch, capacity)
+
+        engine.alloc = watched  # type: ignore[method-assign]
+        assert len(answers(engine, asked, "full_text", 6)) == 3
+        assert max(most) <= limit + 40
 
 
 def test_score_by_hand(plain: Bundle) -> None:
