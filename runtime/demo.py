@@ -35,6 +35,8 @@ from .rates import Rate, alternate
 FAST: Final = "int8"
 EXACT: Final = "fp32"
 """Precisions of the decoder: on the CPU, and on other devices, which have no fast kernels for int8."""
+FORM: Final = "2"
+"""Raised when export makes something else of the same weights: bundles of before still open, but are made again here."""
 
 
 def run(llm: str, keep: Path | None, rounds: int, machine: Machine, as_json: bool) -> int:
@@ -66,7 +68,7 @@ def run(llm: str, keep: Path | None, rounds: int, machine: Machine, as_json: boo
 def ready_bundle(llm: str, precision: str = FAST) -> Path:
     """The shipped checkpoint, exported for ``llm``; made once for each precision, verified every time."""
     meta = _reference()
-    parts = [meta["encoder"]["fingerprint"], meta["adapters"].get(llm, {}).get("fingerprint", "")]
+    parts = [meta["encoder"]["fingerprint"], meta["adapters"].get(llm, {}).get("fingerprint", ""), FORM]
     key = hashlib.sha256("".join(parts).encode()).hexdigest()[:12]
     path = home() / "bundles" / f"reference-{llm.replace('/', '-').replace(':', '-')}-{precision}-{key}"
     try:

@@ -11,6 +11,7 @@ import pytest
 
 from latentwire.core.console import configure
 from latentwire.core.errors import EnvironmentFault
+from latentwire.engines.toy import write_toy_bundle
 from latentwire.runtime import demo, demo_tables
 from latentwire.runtime.demo_tables import holds, verdict
 from latentwire.runtime.options import Machine
@@ -99,6 +100,24 @@ def test_5008_keep_folder_not_empty(tmp_path: Path) -> None:
     with pytest.raises(EnvironmentFault) as caught:
         demo.run("toy", tmp_path, 1, Machine(), True)
     assert caught.value.code == 5008
+
+
+def test_a_bundle_is_made_once_and_again_when_export_changed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[Path] = []
+
+    def call(*words: str) -> str:
+        if words[0] == "export":
+            made.append(Path(words[words.index("--out") + 1]))
+            write_toy_bundle(made[-1])
+        return ""
+
+    monkeypatch.setattr(demo, "call", call)
+    monkeypatch.setattr(demo, "home", lambda: tmp_path)
+    assert demo.ready_bundle("smollm2-135m") == demo.ready_bundle("smollm2-135m") == made[0]
+    assert demo.ready_bundle("smollm2-135m", "fp32") != made[0]
+    monkeypatch.setattr(demo, "FORM", "another")
+    assert demo.ready_bundle("smollm2-135m") not in made[:2]
+    assert len(made) == 3
 
 
 def test_a_step_that_fails_ends_the_demo_with_its_status(tmp_path: Path) -> None:
