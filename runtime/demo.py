@@ -36,7 +36,7 @@ FAST: Final = "int8"
 EXACT: Final = "fp32"
 """Precisions of the decoder: on the CPU, and on other devices, which have no fast kernels for int8."""
 FORM: Final = "2"
-"""Raised when export makes something else of the same weights: bundles of before still open, but are made again here."""
+"""Raised when export makes something else of the same weights: older bundles still open, but are made again here."""
 
 
 def run(llm: str, keep: Path | None, rounds: int, machine: Machine, as_json: bool) -> int:
