@@ -1,8 +1,8 @@
 """A quantiser that needs no training: a latent is written as two tokens of a vocabulary and a weight, 32 bits.
 
-A latent that a lookup adapter reads lies near the key of one token (cosine 0.94 on the reference checkpoint), so the
-token's number says most of it; a second token says what is left. This is matching pursuit (Mallat and Zhang 1993) with
-two atoms, over the keys of the encoder's own vocabulary:
+A latent that a lookup adapter reads lies near the key of one token, so that token's number says most of it; a second
+token says what is left. This is matching pursuit (Mallat and Zhang 1993) with two atoms, over the keys of the encoder's
+own vocabulary:
 
     i = argmax z K^T,   r = z - (z K_i) K_i,   j = argmax r K^T,   w = (r K_j) / (z K_i)   to the nearest of four
     z' = K_i + w K_j, brought to unit RMS
