@@ -1,6 +1,6 @@
 """What a figure must say about where it was taken: machine, load, versions, commit, command.
 
-Out: plain dictionaries. Nothing is measured here but the load average.
+Out: plain dictionaries. Nothing is measured here but how much others use the machine.
 """
 
 from __future__ import annotations
@@ -10,6 +10,8 @@ import os
 import platform
 import subprocess
 import sys
+import time
+from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Final
@@ -18,6 +20,8 @@ from ..core.processors import usable_processors
 
 BUSY: Final = 0.25
 """Load average a processor, above which the machine counts as busy before anything was started."""
+OTHERS: Final = 0.05
+"""Share of the processors, above which others have disturbed a measurement."""
 PACKAGES: Final = ("latentwire", "numpy", "onnxruntime", "tokenizers", "torch", "transformers")
 
 
@@ -61,8 +65,41 @@ def busy(average: float | None) -> str | None:
     return f"load average {average:.1f} on {usable_processors()} processors: others use it; trust CPU time only"
 
 
+def used() -> dict[str, float] | None:
+    """Processor seconds so far: of the whole machine, of this process with its ended children, and the time now.
+
+    None where the system does not tell (Linux does: proc(5), ``/proc/stat``).
+    """
+    try:
+        words = Path("/proc/stat").read_text(encoding="ascii").split("\n", 1)[0].split()[1:]
+    except OSError:
+        return None
+    # user, nice, system, and after idle and iowait: irq, softirq. Guests are among users already.
+    ticks = [int(words[i]) for i in (0, 1, 2, 5, 6)]
+    return {
+        "all": sum(ticks) / os.sysconf("SC_CLK_TCK"),
+        "own": sum(os.times()[:4]),
+        "at": time.monotonic(),
+    }
+
+
+def others(before: Mapping[str, float] | None, now: Mapping[str, float] | None) -> float | None:
+    """Processors that others used on average between two answers of ``used``; None where one is missing."""
+    if before is None or now is None:
+        return None
+    spent = {name: now[name] - before[name] for name in ("all", "own", "at")}
+    return max(0.0, spent["all"] - spent["own"]) / max(spent["at"], 1e-9)
+
+
+def disturbed(processors: float | None) -> str | None:
+    """A warning if others used more of the machine than a measurement bears, else None."""
+    if processors is None or processors <= OTHERS * (os.cpu_count() or 1):
+        return None
+    return f"others used {processors:.2f} of {os.cpu_count()} processors; trust CPU time only"
+
+
 def run_facts(seed: int) -> dict[str, Any]:
-    """Commit, dirty flag, command, seed, date, versions, and the load now."""
+    """Commit, dirty flag, command, seed, date, versions, the load now and ``used`` so far."""
     return {
         "commit": _git("rev-parse", "HEAD"),
         "dirty": None if (said := _git("status", "--porcelain")) is None else bool(said),
@@ -71,6 +108,7 @@ def run_facts(seed: int) -> dict[str, Any]:
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "versions": {name: found for name in PACKAGES if (found := _version(name))},
         "load_before": load(),
+        "used_before": used(),
     }
 
 

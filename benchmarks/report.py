@@ -60,7 +60,7 @@ class Report:
         where = f"{found['cpu']}, {found['processors']} processors, Python {found['python']}"
         run = f"`{self.facts['command']}`, commit {str(self.facts['commit'])[:12]}"
         run += " with changes" if self.facts["dirty"] else ""
-        told = [f"{where}; {run}; {self.facts['date']}; load {load_words(self.facts)}."]
+        told = [f"{where}; {run}; {self.facts['date']}; {others_words(self.facts)}."]
         parts = [f"## {self.kind}", *[table.markdown() for table in self.tables]]
         return "\n\n".join([*parts, *[f"- {x}" for x in self.remarks], *told])
 
@@ -76,17 +76,18 @@ class Report:
 
 
 def closed(facts: dict[str, Any], remarks: list[str]) -> None:
-    """Add the load after the run; warn if the machine was busy with other things before it."""
+    """Add what others used meanwhile; warn if it was too much. Call it when the measured processes have ended."""
     facts["load_after"] = machine.load()
-    if warning := machine.busy(facts["load_before"]):
+    facts["others_processors"] = machine.others(facts.pop("used_before"), machine.used())
+    if warning := machine.disturbed(facts["others_processors"]):
         remarks.append(f"BUSY MACHINE: {warning}.")
         message(warning)
 
 
-def load_words(facts: Mapping[str, Any]) -> str:
-    """``0.1 before, 1.9 after``."""
-    before, after = facts.get("load_before"), facts.get("load_after")
-    return "unknown" if before is None or after is None else f"{before:.1f} before, {after:.1f} after"
+def others_words(facts: Mapping[str, Any]) -> str:
+    """``others used 0.02 processors``."""
+    found = facts.get("others_processors")
+    return "what others used is unknown" if found is None else f"others used {found:.2f} processors"
 
 
 def write(reports: Sequence[Report], stem: Path, pictures: bool = True) -> list[Path]:

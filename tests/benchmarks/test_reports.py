@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -70,7 +72,7 @@ def test_a_report_states_its_conditions(measured: Report) -> None:
     assert found["schema"] == 1
     assert found["inputs"]["sha256"] == "0" * 64
     assert found["engines"]["latentwire fp32"]["bundle"]
-    assert {"commit", "dirty", "command", "date", "versions", "machine", "load_before", "load_after"} <= set(found)
+    assert {"commit", "dirty", "command", "date", "versions", "machine", "others_processors"} <= set(found)
     assert found["machine"]["processors"] >= 1
 
 
@@ -141,9 +143,28 @@ def test_scores() -> None:
 def test_a_busy_machine_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     assert machine.busy(None) is None
     assert machine.busy(0.1) is None
-    remarks: list[str] = []
-    closed({"load_before": 100.0}, remarks)
-    assert "BUSY MACHINE" in remarks[0]
+    monkeypatch.setattr("os.cpu_count", lambda: 4)
+    before = {"all": 100.0, "own": 10.0, "at": 5.0}
+    for more, told in ((21.0, []), (23.0, ["BUSY MACHINE: others used 0.30 of 4 processors; trust CPU time only."])):
+        remarks: list[str] = []
+        facts: dict[str, Any] = {"used_before": before}
+        monkeypatch.setattr(machine, "used", lambda more=more: {"all": 100 + more, "own": 30.0, "at": 15.0})
+        closed(facts, remarks)
+        assert remarks == told
+        assert facts["others_processors"] == pytest.approx((more - 20) / 10)
+    assert machine.others(None, before) is machine.disturbed(None) is None
+
+
+@pytest.mark.skipif(not Path("/proc/stat").exists(), reason="needs Linux")
+def test_own_children_are_not_others() -> None:
+    before = machine.used()
+    work = "import time; end = time.process_time() + 1\nwhile time.process_time() < end: pass"
+    subprocess.run([sys.executable, "-c", work], check=True)
+    now = machine.used()
+    assert before is not None
+    assert now is not None
+    assert now["own"] - before["own"] > 0.9
+    assert now["all"] - before["all"] > 0.9
 
 
 @pytest.mark.parametrize("sizes", [{"samples": 0}, {"batches": ()}, {"batches": (0,)}, {"new_tokens": 5000}])
