@@ -152,7 +152,8 @@ def test_a_busy_machine_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
         closed(facts, remarks)
         assert remarks == told
         assert facts["others_processors"] == pytest.approx((more - 20) / 10)
-    assert machine.others(None, before) is machine.disturbed(None) is None
+    assert machine.others(None, before) is None
+    assert machine.disturbed(None) is None
 
 
 @pytest.mark.skipif(not Path("/proc/stat").exists(), reason="needs Linux")
