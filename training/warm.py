@@ -100,4 +100,5 @@ def _put(module: nn.Module, tensors: dict[str, Tensor], path: Path, optional: tu
                 where=str(path),
                 expected=f"expected shape {wanted or 'none'}, got {came or 'none'}",
             )
-    module.load_state_dict({**own, **{name: tensor.float() for name, tensor in tensors.items()}})
+    # Each in its own type: the lexicon's keys are integers that a float32 cannot hold.
+    module.load_state_dict({**own, **{name: tensor.to(own[name].dtype) for name, tensor in tensors.items()}})

@@ -142,6 +142,17 @@ def test_it_starts_with_its_teacher_s_words(make: Make, teacher: Path, tmp_path:
     assert found > 100
 
 
+def test_another_run_goes_on_from_its_words_and_weights(make: Make, tmp_path: Path) -> None:
+    first = Trainer(make(steps=1, eval_every=1000), tmp_path / "first")
+    first.train()
+    second = Trainer(
+        make(steps=1, init=str(tmp_path / "first" / "last"), teacher="", bundle="default"), tmp_path / "second"
+    )
+    came = second.model.encoder.state_dict()
+    for name, tensor in first.model.encoder.state_dict().items():
+        assert torch.equal(came[name], tensor), name
+
+
 def test_each_text_may_have_its_own_number_of_latents() -> None:
     encoder = ByteLevelEncoder(16, 48, 1).eval()
     ids, lengths = padded(TEXTS[:2])
