@@ -6,6 +6,7 @@ Stands in front of any engine and changes nothing. Used by the timed processes a
 from __future__ import annotations
 
 from collections import Counter
+from threading import Lock
 from typing import Any, cast
 
 import numpy as np
@@ -17,12 +18,17 @@ from ..engines.buffers import Buffers
 class CountedEngine:
     """Passes everything on to ``inner``. ``counts``: what was asked so far, see the methods below."""
 
-    def __init__(self, inner: Engine) -> None:
+    def __init__(self, inner: Engine, beside: CountedEngine | None = None) -> None:
         self._inner = inner
-        self.counts: Counter[str] = Counter()
+        self.counts: Counter[str] = beside.counts if beside else Counter()
+        self._one_at_a_time: Lock = beside._one_at_a_time if beside else Lock()
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._inner, name)
+
+    def lanes(self) -> list[Engine]:
+        """The inner engine's; what they are asked counts here."""
+        return [cast(Engine, CountedEngine(lane, self)) for lane in self._inner.lanes()]
 
     def encode(self, input_ids: I64, lengths: I64, latents: int) -> F32:
         """Counts ``encode_calls``, ``encode_real`` and ``encode_padded`` positions."""
@@ -31,43 +37,44 @@ class CountedEngine:
 
     def adapt(self, latents: F32) -> F32:
         """Counts ``adapt_calls``."""
-        self.counts["adapt_calls"] += 1
+        self._count(adapt_calls=1)
         return self._inner.adapt(latents)
 
     def splice(self, input_ids: I64, row_index: I64, rows: F32) -> F32:
         """Counts ``splice_calls``."""
-        self.counts["splice_calls"] += 1
+        self._count(splice_calls=1)
         return self._inner.splice(input_ids, row_index, rows)
 
     def alloc(self, batch: int, capacity: int) -> Buffers:
         """Counts ``alloc_calls`` and ``alloc_bytes`` of the key/value cache."""
         made = self._inner.alloc(batch, capacity)
-        self.counts["alloc_calls"] += 1
-        self.counts["alloc_bytes"] += sum(cache.nbytes for cache in made.cache.values())
+        self._count(alloc_calls=1, alloc_bytes=sum(cache.nbytes for cache in made.cache.values()))
         return made
 
     def prefill(self, buffers: Buffers, inputs_embeds: F32, lengths: I64, *more: Any, **named: Any) -> None:
         """Counts ``prefill_calls``, ``prefill_real`` and ``prefill_padded`` positions, ``head_positions``."""
         self._add("prefill", int(lengths.sum()), int(np.prod(inputs_embeds.shape[:2])))
-        self.counts["head_positions"] += len(lengths)
+        self._count(head_positions=len(lengths))
         self._inner.prefill(buffers, inputs_embeds, lengths, *more, **named)
 
     def decode(self, buffers: Buffers) -> None:
         """Counts ``decode_calls``, ``decode_rows``, ``head_positions``."""
-        self.counts["decode_calls"] += 1
-        self.counts["decode_rows"] += buffers.batch
-        self.counts["head_positions"] += buffers.batch
+        self._count(decode_calls=1, decode_rows=buffers.batch, head_positions=buffers.batch)
         self._inner.decode(buffers)
 
     def take(self) -> dict[str, int]:
         """The counts since the last call."""
-        taken, self.counts = dict(sorted(self.counts.items())), Counter()
+        with self._one_at_a_time:
+            taken = dict(sorted(self.counts.items()))
+            self.counts.clear()
         return taken
 
     def _add(self, what: str, real: int, padded: int) -> None:
-        self.counts[f"{what}_calls"] += 1
-        self.counts[f"{what}_real"] += real
-        self.counts[f"{what}_padded"] += padded
+        self._count(**{f"{what}_calls": 1, f"{what}_real": real, f"{what}_padded": padded})
+
+    def _count(self, **more: int) -> None:
+        with self._one_at_a_time:
+            self.counts.update(more)
 
 
 def counted(engine: Engine) -> tuple[Engine, CountedEngine]:

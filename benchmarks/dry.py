@@ -5,7 +5,7 @@ In: a bundle, of which only the description and the tokenizers are read. Answers
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
 import numpy as np
@@ -26,6 +26,10 @@ class DryEngine:
     def __init__(self, bundle: Bundle) -> None:
         self.bundle = bundle
         self._token = next(t for t in range(bundle.manifest.llm.vocab_size) if t not in bundle.manifest.llm.eos)
+
+    def lanes(self) -> Sequence[Engine]:
+        """None: how work is shared out must not change its counts."""
+        return ()
 
     def encode(self, input_ids: I64, lengths: I64, latents: int) -> F32:
         """Ones where a latent stands, zeros after a short text's last one."""

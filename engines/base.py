@@ -14,7 +14,7 @@ C cache capacity. An engine knows arrays only: no text, no frames, no stop rules
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Final, Protocol
 
 import numpy as np
@@ -42,7 +42,7 @@ CPU_FILL: Final = 512
 
 
 class Engine(Protocol):
-    """Runs the graphs of one bundle. Not safe for two threads at once."""
+    """Runs the graphs of one bundle. Not safe for two threads at once: that is what ``lanes`` are for."""
 
     name: str
     """``ort-cpu``, ``ort-cuda``, ``trt``, ``trt-rtx``, ``torch-ref``, ``toy``."""
@@ -58,6 +58,12 @@ class Engine(Protocol):
     fill: int
     """Positions (rows times the longest) that fill a call of encoder or prefill: more in one call are no faster, padded
     further and hold more memory. 0: the more the better."""
+
+    def lanes(self) -> Sequence[Engine]:
+        """Engines with the same bundle that share out this one's processors: each for a thread of its own, at the same
+        time as the others and while this one rests. Empty: one call at a time serves this engine best.
+        """
+        ...
 
     def io_spec(self) -> Mapping[str, GraphSpec]:
         """Inputs and outputs of every graph, by part."""

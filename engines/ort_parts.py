@@ -5,7 +5,8 @@ Every engine that adds a decoder of its own to these parts starts here.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ import onnxruntime as ort
 
 from ..core.errors import BundleError, EnvironmentFault
 from ..core.processors import usable_processors
-from .base import F32, I64, PARTS
+from .base import F32, I64, PARTS, Engine
 from .buffers import Buffers, cache_names
 from .bundle import Bundle
 from .checks import check_lengths, check_splice, finite, optional_part
@@ -53,6 +54,11 @@ class OrtParts:
         self._providers = providers
         self._cross = cross_inputs(bundle.manifest)
         self._sessions: dict[str, ort.InferenceSession] = {}
+        self._opening = Lock()
+
+    def lanes(self) -> Sequence[Engine]:
+        """As ``base.Engine.lanes``: none."""
+        return ()
 
     def io_spec(self) -> Mapping[str, GraphSpec]:
         """As ``base.Engine.io_spec``."""
@@ -122,9 +128,10 @@ class OrtParts:
             EnvironmentFault: 5003 not enough memory.
         """
         self.require(part)
-        if part not in self._sessions:
-            self._sessions[part] = self._open(part)
-        return self._sessions[part]
+        with self._opening:
+            if part not in self._sessions:
+                self._sessions[part] = self._open(part)
+            return self._sessions[part]
 
     def require(self, part: str) -> None:
         """Raise BundleError 4008 for a graph that the caller did not ask for."""

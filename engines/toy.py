@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..core.errors import BundleError
-from .base import F32, I64
+from .base import F32, I64, Engine
 from .buffers import Buffers, alloc_buffers
 from .bundle import MANIFEST, AdapterInfo, Bundle, EncoderInfo, LlmInfo, Manifest, describe_files, read_bundle
 from .byte_tokenizer import BOS, EOS, byte_tokenizer
@@ -96,6 +96,10 @@ class ToyEngine:
         settings = json.loads(bundle.file(WEIGHTS).read_text(encoding="utf-8"))
         m = bundle.manifest
         self.weights = ToyWeights(int(settings["seed"]), m.encoder.d_z, m.adapter.task_tokens, _code_dims(m))
+
+    def lanes(self) -> Sequence[Engine]:
+        """As ``base.Engine.lanes``: none."""
+        return ()
 
     def io_spec(self) -> Mapping[str, GraphSpec]:
         """As ``base.Engine.io_spec``."""

@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from threading import Event
+from typing import Final
 
 import numpy as np
 
@@ -16,9 +18,13 @@ from ..core.errors import LatentError, LatentWireError, RowError
 from ..engines.base import F32, Engine
 from ..engines.checks import filled
 from .choices import TooLong
+from .lanes import share_out
 from .memory import Room
 from .micro_batches import micro_batches
 from .options import MAX_TEXT_BYTES
+
+EVEN_BATCHES: Final = 4
+"""So many batches are shared out to lanes; fewer run one after the other, each on all processors."""
 
 CHOICES = "pass --on-too-long truncate (keeps the start) or chunk (sends several frames), or shorten the text"
 
@@ -98,8 +104,14 @@ def encode(
     out: list[F32 | LatentWireError] = [np.empty(0, np.float32)] * len(chunks)
     room = room or Room()
     most = min(batch_size, engine.max_batch or batch_size)
-    for batch in micro_batches([len(c) for c in chunks], most, engine.fill):
-        made = room.run([chunks[i] for i in batch], lambda part: _batch(engine, part, latents))
+    batches = micro_batches([len(c) for c in chunks], most, engine.fill)
+    # With few batches the last one would keep a single lane busy.
+    lanes = [lane for lane in engine.lanes() if len(batches) >= EVEN_BATCHES] or [engine]
+
+    def run(lane: Engine, batch: list[int], stop: Event) -> list[F32 | LatentWireError]:
+        return room.run([chunks[i] for i in batch], lambda part: _batch(lane, part, latents))
+
+    for batch, made in zip(batches, share_out(lanes, batches, run), strict=True):
         for index, found in zip(batch, made, strict=True):
             out[index] = found
     return out

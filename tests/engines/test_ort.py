@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,8 @@ from onnx import TensorProto, helper, numpy_helper
 from latentwire.core.errors import BundleError, EnvironmentFault, LatentError
 from latentwire.engines.bundle import AdapterInfo, Bundle, EncoderInfo, LlmInfo, Manifest, describe_files
 from latentwire.engines.checks import finite
-from latentwire.engines.ort import ADAPT_LATENTS, OrtCpuEngine, open_session
+from latentwire.engines.manifest import FileEntry
+from latentwire.engines.ort import ADAPT_LATENTS, LANE_BYTES, OrtCpuEngine, open_session
 from latentwire.engines.specs import bundle_specs
 
 LLM = LlmInfo("none", "00" * 32, "llama", 4, 10, 1, 1, 2, 64, (1,), (2,), 2, "float32")
@@ -86,6 +88,31 @@ def test_graphs_are_opened_when_used(engine: OrtCpuEngine) -> None:
     assert list(engine._sessions) == ["adapter"]
     engine.close()
     assert engine._sessions == {}
+
+
+def test_lanes_share_sessions_and_processors(engine: OrtCpuEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert engine.lanes() == ()  # one thread cannot be shared out
+    wide = OrtCpuEngine(engine.bundle, threads=3, parts=["adapter"])
+    first, second = wide.lanes()
+    assert isinstance(first, OrtCpuEngine)
+    assert isinstance(second, OrtCpuEngine)
+    assert first is not second
+    assert (first.threads, second.threads, first.lanes()) == (1, 1, ())
+    assert first.session("adapter") is second.session("adapter")
+    assert wide.session("adapter") is not first.session("adapter")
+    z = np.ones((2, 5, 3), np.float32)
+    np.testing.assert_array_equal(first.adapt(z), wide.adapt(z))
+    with pytest.raises(BundleError, match="4008"):
+        second.session("decoder")
+    # Whoever changes the description of the bundle, as a benchmark does, finds it in lanes made later.
+    renamed = replace(engine.bundle, manifest=replace(engine.bundle.manifest, precision="int8"))
+    wide.bundle = renamed
+    assert [lane.bundle for lane in wide.lanes()] == [renamed, renamed]
+    wide.close()
+    assert first._sessions == {}
+    heavy = {"decoder.safetensors": FileEntry("00" * 32, LANE_BYTES + 1)}
+    wide.bundle = replace(renamed, manifest=replace(renamed.manifest, files=heavy))
+    assert wide.lanes() == ()
 
 
 def test_part_the_caller_did_not_ask_for(engine: OrtCpuEngine) -> None:
