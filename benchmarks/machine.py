@@ -98,11 +98,15 @@ def disturbed(processors: float | None) -> str | None:
     return f"others used {processors:.2f} of {os.cpu_count()} processors; trust CPU time only"
 
 
+OWN_OUTPUT: Final = ":(top,exclude)benchmarks/results"
+"""A run writes its own tables while it goes on; they change no measured line."""
+
+
 def run_facts(seed: int) -> dict[str, Any]:
     """Commit, dirty flag, command, seed, date, versions, the load now and ``used`` so far."""
     return {
         "commit": _git("rev-parse", "HEAD"),
-        "dirty": None if (said := _git("status", "--porcelain")) is None else bool(said),
+        "dirty": None if (said := _git("status", "--porcelain", "--", ":/", OWN_OUTPUT)) is None else bool(said),
         "command": " ".join(["latentwire", *sys.argv[1:]]),
         "seed": seed,
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),

@@ -76,6 +76,25 @@ def test_a_report_states_its_conditions(measured: Report) -> None:
     assert found["machine"]["processors"] >= 1
 
 
+def test_tables_of_this_run_do_not_make_its_code_dirty(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def git(*words: str) -> None:
+        who = ("-c", "user.name=a", "-c", "user.email=a@example.com")
+        subprocess.run(["git", *who, *words], cwd=tmp_path, check=True, capture_output=True)
+
+    monkeypatch.setattr(machine, "__file__", str(tmp_path / "benchmarks" / "machine.py"))
+    results = tmp_path / "benchmarks" / "results"
+    results.mkdir(parents=True)
+    assert machine.run_facts(0)["dirty"] is None  # no repository
+    (results / "old.md").write_text("old")
+    for words in (("init",), ("add", "."), ("commit", "-m", "tables")):
+        git(*words)
+    (results / "old.md").write_text("new")
+    (results / "another.md").write_text("new")
+    assert machine.run_facts(0)["dirty"] is False
+    (tmp_path / "code.py").write_text("")
+    assert machine.run_facts(0)["dirty"] is True
+
+
 def test_files_and_picture(measured: Report, toy: Path, tmp_path: Path) -> None:
     files = write([measured], tmp_path / "here" / "name")
     assert [f.suffix for f in files] == [".md", ".json", ".png"]
