@@ -6,7 +6,7 @@ In: a plan. Out: a report with ratios to our own W1, and the greedy tokens of pe
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Final
 
 from ..core.console import track
 from .agreement import agreement
@@ -17,7 +17,10 @@ from .rounds import Timing, alternate, times_faster
 from .session import Contender, Session
 
 WORKLOADS = ("W1", "W1-text", "W1-same", "W3", "W2")
-ALONE = "W3"
+ROUND_S: Final = 12
+"""Seconds of work in a round that suffice for a rate: a slow contender answers fewer samples than a fast one."""
+
+ALONE: Final = "W3"
 """Workload whose memory is measured in a process of its own: text to answer, all parts."""
 
 
@@ -33,9 +36,11 @@ def throughput(plan: Plan) -> Report:
             sweep = try_batches(session, everyone, plan, bar.advance)
             best = {who: max(tried, key=lambda b: rate(tried[b])) for who, tried in sweep.items() if tried}
             steady = [who for who in everyone if who in best]
-            found = alternate(
-                session, steady, lambda who: (plan.samples, best[who]), plan.rounds, plan.new_tokens, bar.advance, True
-            )
+
+            def sizes(who: Contender) -> tuple[int, int]:
+                return round_samples(rate(sweep[who][best[who]]), best[who], plan.samples), best[who]
+
+            found = alternate(session, steady, sizes, plan.rounds, plan.new_tokens, bar.advance, True)
             stopping = [Contender(plan.own, w) for w in ("W1", "W1-text") if Contender(plan.own, w) in found]
             natural = alternate(
                 session,
@@ -84,6 +89,12 @@ def try_batches(
 def rate(timing: Timing) -> float:
     """Samples a minute, best round."""
     return 60 * timing.count / min(timing.wall_s)
+
+
+def round_samples(per_minute: float, batch: int, most: int) -> int:
+    """Samples of a timed round: ``most``, or for a slow contender as many whole batches as ROUND_S allows."""
+    batches = int(per_minute * ROUND_S / 60) // batch
+    return min(most, max(1, batches) * batch)
 
 
 def peak_memory(session: Session) -> dict[str, int]:
@@ -142,7 +153,9 @@ def tables(data: Mapping[str, Any], plan: Plan) -> list[Table]:
     """Samples a minute with peers, the batch sizes tried, whether tokens agree, and memory of one workload."""
     columns = ["contender", "workload", "weights", "compute", "batch", "samples/min", "samples/CPU-min"]
     columns += ["prompt real / padded", "peak MB", "W1 is faster, wall", "by CPU time"]
-    main = Table(f"{plan.samples} samples, {plan.new_tokens} new tokens, {plan.rounds} alternating rounds", columns)
+    main = Table(
+        f"up to {plan.samples} samples a round, {plan.new_tokens} new tokens, {plan.rounds} alternating rounds", columns
+    )
     main.rows += [_cells(r) for r in data["rows"]]
     main.rows += [[*_cells(r)[:1], f"{r['workload']}, may stop", *_cells(r)[2:]] for r in data["stops_by_itself"]]
     main.rows += [

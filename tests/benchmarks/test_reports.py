@@ -18,7 +18,7 @@ from latentwire.benchmarks.latency import latency
 from latentwire.benchmarks.plan import Plan
 from latentwire.benchmarks.quality import quality, score
 from latentwire.benchmarks.report import Report, closed, write
-from latentwire.benchmarks.throughput import throughput
+from latentwire.benchmarks.throughput import round_samples, throughput
 from latentwire.core.errors import EnvironmentFault, InputError
 
 from .stubs import short_inputs, stub, toy_plan
@@ -74,6 +74,18 @@ def test_a_report_states_its_conditions(measured: Report) -> None:
     assert found["engines"]["latentwire fp32"]["bundle"]
     assert {"commit", "dirty", "command", "date", "versions", "machine", "others_processors"} <= set(found)
     assert found["machine"]["processors"] >= 1
+
+
+def test_slow_contenders_answer_whole_batches_of_fewer_samples() -> None:
+    found = {(rate, batch): round_samples(rate, batch, 32) for rate in (5, 86, 175, 1300) for batch in (8, 32)}
+    assert found == {
+        (5, 8): 8,
+        (86, 8): 16,
+        (175, 8): 32,
+        (1300, 8): 32,
+        **{(rate, 32): 32 for rate in (5, 86, 175, 1300)},
+    }
+    assert round_samples(1300, 8, 4) == 4
 
 
 def test_tables_of_this_run_do_not_make_its_code_dirty(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
