@@ -35,7 +35,7 @@ NewTokens = Annotated[
     int | None, typer.Option(min=1, max=4096, help="Of every answer. Default: 16.", show_default=False)
 ]
 Requests = Annotated[
-    int | None, typer.Option(min=1, help="Single requests of a latency figure. Default: 12.", show_default=False)
+    int | None, typer.Option(min=1, help="Single requests of a latency figure. Default: 8.", show_default=False)
 ]
 Latents = Annotated[int | None, typer.Option(min=1, help="M. Default: the bundle's own.", show_default=False)]
 Codec = Annotated[CodecName, typer.Option(help="Of frames.")]

@@ -47,7 +47,7 @@ class Plan:
     latents: int | None = None
     codec: str = "i8"
     starts: int = 3
-    requests: int = 12
+    requests: int = 8
     seed: int = 0
     quick: bool = False
 

@@ -24,6 +24,8 @@ def share_out(lanes: Sequence[L], items: Sequence[T], work: Callable[[L, T, Even
         what ``work`` raised first, by the order of lanes.
     """
     stop, next_one, todo = Event(), Lock(), iter(enumerate(items))
+    if len(lanes) == 1:  # on this thread: some devices belong to the thread that opened them
+        return [work(lanes[0], item, stop) for item in items]
     out: dict[int, R] = {}
 
     def follow(lane: L) -> None:

@@ -166,6 +166,8 @@ def test_pieces_come_back_in_order_whoever_did_them() -> None:
     assert [value for _, value in found] == [i * i for i in range(9)]
     assert {lane for lane, _ in found[:2]} == set(lanes)
     assert share_out(lanes, [], work) == []
+    here = share_out(["alone"], range(2), lambda lane, item, stop: current_thread())
+    assert here == [current_thread()] * 2
 
 
 @pytest.mark.parametrize("at", [0, 1, 5])
