@@ -186,6 +186,28 @@ def test_the_first_failure_stops_the_rest(at: int) -> None:
     assert len(done) <= at + 1
 
 
+def test_a_failure_of_a_later_lane_stops_the_earlier_one() -> None:
+    met = Barrier(2, timeout=20)
+
+    def work(lane: int, item: int, stop: Event) -> None:
+        met.wait()  # each has one
+        if lane == 1:
+            raise ValueError("lane 1")
+        assert stop.wait(20)
+
+    with pytest.raises(ValueError, match="lane 1"):
+        share_out([0, 1], range(50), work)
+
+
+def test_lanes_share_the_memory_for_rows(toy_bundle: Path, frames: list[bytes]) -> None:
+    engine = Laned(toy_bundle)
+    llm = engine.bundle.manifest.llm
+    position = 2 * llm.num_layers * llm.num_kv_heads * llm.head_dim * 4
+    options = GenerateOptions(batch_size=16, kv_bytes=8 * 96 * position, stop=())
+    Pipeline(engine).answers(frames, QUESTIONS, options)
+    assert {max(part.asked["alloc"]) for part in engine.parts} <= {3, 4}  # of eight that the batch allows
+
+
 def test_an_interrupt_asks_lanes_to_end(toy_bundle: Path, frames: list[bytes], monkeypatch: pytest.MonkeyPatch) -> None:
     from concurrent.futures import Future
 
