@@ -25,6 +25,9 @@ CONTEXT_BYTES: Final = (256, 512, 1024, 2048, 4096, 8192)
 LATENTS: Final = (8, 16, 32, 58, 64)
 NEW_TOKENS: Final = (1, 16, 64)
 DOCUMENTS: Final = (100, 1_000, 10_000)
+TEXT_BYTES: Final = 16 << 10
+"""UTF-8 bytes of whole texts that a round reads, but at least LEAST_TEXTS of them."""
+LEAST_TEXTS: Final = 4
 STUB_TEXT: Final = 60
 """UTF-8 bytes of a document for the toy engine."""
 
@@ -85,12 +88,23 @@ def _documents(plan: Plan) -> Iterator[Point]:
                     yield _point(who, found[who].figures(), {"x": count}, stats)
 
 
+def _text_samples(samples: Sequence[Sample]) -> int:
+    """How many whole texts are read in a round: fewer long ones, which need no company to fill the processors."""
+    longest = max(len(s.text.encode()) for s in samples)
+    return min(len(samples), max(LEAST_TEXTS, TEXT_BYTES // longest))
+
+
 def _measure(plan: Plan, samples: Sequence[Sample], workloads: Sequence[str], point: Point) -> Iterator[Point]:
     batch = min(max(plan.batches), len(samples))
     with Session([plan.own], plan.latents, plan.codec) as session:
         session.prepare(samples)
         everyone = session.contenders(workloads)
-        found = alternate(session, everyone, lambda who: (len(samples), batch), _rounds(plan), plan.new_tokens)
+
+        def sizes(who: Contender) -> tuple[int, int]:
+            count = _text_samples(samples) if who.workload == "W1-text" else len(samples)
+            return count, min(batch, count)
+
+        found = alternate(session, everyone, sizes, _rounds(plan), plan.new_tokens)
         stats = session.ask(plan.own, "stats") or {}
         for who, timing in found.items():
             yield _point(who, timing.figures(), point, stats)

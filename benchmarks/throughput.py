@@ -20,6 +20,9 @@ WORKLOADS = ("W1", "W1-text", "W1-same", "W3", "W2")
 ROUND_S: Final = 12
 """Seconds of work in a round that suffice for a rate: a slow contender answers fewer samples than a fast one."""
 
+TRY_S: Final = 20
+"""Seconds that one batch may take for its size to be tried."""
+
 ALONE: Final = "W3"
 """Workload whose memory is measured in a process of its own: text to answer, all parts."""
 
@@ -66,14 +69,20 @@ def throughput(plan: Plan) -> Report:
         "not_run": session.failed,
     }
     closed(facts, remarks)
-    remarks += ["Every sample has exactly the tokens named; ~ marks rounds that differ by more than 5 %."]
+    remarks += [
+        "Every sample has exactly the tokens named; ~ marks rounds that differ by more than 5 %.",
+        f"A batch without a rate was not tried: it would have taken over {TRY_S} s, or failed.",
+    ]
     return Report("throughput", tables(data, plan), data, facts, remarks)
 
 
 def try_batches(
     session: Session, everyone: list[Contender], plan: Plan, done: Any
 ) -> dict[Contender, dict[int, Timing]]:
-    """One round at every batch size. A batch larger than the samples of a round is not tried."""
+    """One round at every batch size.
+
+    Not tried is a batch larger than the samples of a round, or one that takes over TRY_S at the rate of a smaller one.
+    """
     sizes = [b for b in plan.batches if b <= plan.samples] or [min(plan.batches)]
     tried: dict[Contender, dict[int, Timing]] = {who: {} for who in everyone}
     for batch in sizes:
@@ -81,7 +90,9 @@ def try_batches(
         def sizes_of(who: Contender, batch: int = batch) -> tuple[int, int]:
             return max(batch, plan.samples // 4), batch
 
-        for who, timing in alternate(session, everyone, sizes_of, 1, plan.new_tokens, done, batch != sizes[0]).items():
+        fast = [who for who in everyone if all(60 * batch / rate(t) <= TRY_S for t in tried[who].values())]
+        done(len(everyone) - len(fast))
+        for who, timing in alternate(session, fast, sizes_of, 1, plan.new_tokens, done, batch != sizes[0]).items():
             tried[who][batch] = timing
     return tried
 

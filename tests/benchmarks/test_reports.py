@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +15,13 @@ import pytest
 from latentwire.benchmarks import commands, machine, scaling
 from latentwire.benchmarks.agreement import compare
 from latentwire.benchmarks.compress import compress
+from latentwire.benchmarks.inputs import resized
 from latentwire.benchmarks.latency import latency
 from latentwire.benchmarks.plan import Plan
 from latentwire.benchmarks.quality import quality, score
 from latentwire.benchmarks.report import Report, closed, write
-from latentwire.benchmarks.throughput import round_samples, throughput
+from latentwire.benchmarks.session import Contender
+from latentwire.benchmarks.throughput import round_samples, throughput, try_batches
 from latentwire.core.errors import EnvironmentFault, InputError
 
 from .stubs import short_inputs, stub, toy_plan
@@ -86,6 +89,35 @@ def test_slow_contenders_answer_whole_batches_of_fewer_samples() -> None:
         **{(rate, 32): 32 for rate in (5, 86, 175, 1300)},
     }
     assert round_samples(1300, 8, 4) == 4
+
+
+def test_a_batch_that_would_take_too_long_is_not_tried(toy: Path) -> None:
+    launch, asked = stub(), []
+    bar: list[int] = []
+    seconds = {"W1": 1.0, "W1-text": 6.0, "W3": 5.0}  # of eight samples
+
+    class Sure:
+        def run(self, who: Contender, count: int, batch: int, new_tokens: int) -> dict[str, Any] | None:
+            asked.append((who.workload, count, batch))
+            took = seconds[who.workload] * count / 8
+            return {"wall_s": took, "cpu_s": took, "call_s": [took]}
+
+    everyone = [Contender(launch, workload) for workload in seconds]
+    plan = replace(toy_plan(toy), samples=32, batches=(8, 32))
+    found = try_batches(Sure(), everyone, plan, bar.append)  # type: ignore[arg-type]
+    assert {who.workload: list(tried) for who, tried in found.items()} == {"W1": [8, 32], "W1-text": [8], "W3": [8, 32]}
+    assert ("W3", 32, 32) in asked  # 20 s are allowed
+    assert sum(bar) == 3 * 2 + 3  # warm-up and batches of both sizes, whether they ran or not
+
+
+def test_long_texts_are_read_a_few_at_a_time() -> None:
+    texts = {size: resized(short_inputs().take(4) * 4, size) for size in (256, 1024, 2048, 8192)}
+    assert {size: scaling._text_samples(samples) for size, samples in texts.items()} == {
+        256: 16,
+        1024: 16,
+        2048: 8,
+        8192: 4,
+    }
 
 
 def test_tables_of_this_run_do_not_make_its_code_dirty(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
