@@ -64,6 +64,8 @@ def test_the_wheel_holds_exactly_the_tracked_files_of_the_packages(
 ) -> None:
     folders = folders_of(project) - {"."}
     wanted = {f"latentwire/{name}" for name in tracked if Path(name).parent.as_posix() in folders}
+    # Data beside a package's files: further encoders of the checkpoint.
+    wanted |= {f"latentwire/{name}" for name in tracked if Path(name).parts[:1] == ("reference",)}
     wanted |= {f"latentwire/{name}" for name in ROOT_FILES}
     with zipfile.ZipFile(wheel) as archive:
         held = set(archive.namelist())

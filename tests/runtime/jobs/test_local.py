@@ -254,8 +254,10 @@ def test_2111_devices_that_do_not_go_together(device: str) -> None:
 
 
 PARENT = """
+import signal
 import sys
 from pathlib import Path
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs inherit that it is ignored
 from latentwire.runtime.jobs.local import LocalWorkers
 from tests.runtime.jobs.test_local import run
 run(sys.argv[1], Path(sys.argv[2]), LocalWorkers(2, encoder="rogue:open_encoder"))
