@@ -72,7 +72,7 @@ def run(kinds: Sequence[str], asked: Asked) -> int:
         BundleError, InputError: before anything is started.
     """
     plan = planned(asked)
-    if warning := machine.busy(machine.load()):
+    if warning := machine.busy():
         message(warning)
     reports = []
     name = f"{machine.slug()}-{datetime.datetime.now(datetime.UTC):%Y-%m-%d}{'-quick' if plan.quick else ''}"
@@ -145,7 +145,7 @@ def serve_load(what: Load, data: Path | None, as_json: bool) -> int:
 
 def ask_together(what: Together, out: Path | None, as_json: bool) -> int:
     """Measure several LLMs as one; ``out``: stem of ``.md`` and ``.json``."""
-    if warning := machine.busy(machine.load()):
+    if warning := machine.busy():
         message(warning)
     report = ensemble(what)
     report.show(as_json)

@@ -18,8 +18,9 @@ from typing import Any, Final
 
 from ..core.processors import usable_processors
 
-BUSY: Final = 0.25
-"""Load average a processor, above which the machine counts as busy before anything was started."""
+LOOK_S: Final = 1.0
+"""Seconds to see whether others use the machine before anything is started; the load average of the last minute would
+count the set-up."""
 OTHERS: Final = 0.05
 """Share of the processors, above which others have disturbed a measurement."""
 PACKAGES: Final = ("latentwire", "numpy", "onnxruntime", "tokenizers", "torch", "transformers")
@@ -58,13 +59,6 @@ def load() -> float | None:
     return os.getloadavg()[0] if hasattr(os, "getloadavg") else None
 
 
-def busy(average: float | None) -> str | None:
-    """A warning if others were using the machine, else None."""
-    if average is None or average <= BUSY * usable_processors():
-        return None
-    return f"load average {average:.1f} on {usable_processors()} processors: others use it; trust CPU time only"
-
-
 def used() -> dict[str, float] | None:
     """Processor seconds so far: of the whole machine, of this process with its ended children, and the time now.
 
@@ -96,6 +90,13 @@ def disturbed(processors: float | None) -> str | None:
     if processors is None or processors <= OTHERS * (os.cpu_count() or 1):
         return None
     return f"others used {processors:.2f} of {os.cpu_count()} processors; trust CPU time only"
+
+
+def busy(seconds: float = LOOK_S) -> str | None:
+    """Looks on for so long; a warning if others use the machine now, else None."""
+    before = used()
+    time.sleep(seconds)
+    return disturbed(others(before, used()))
 
 
 OWN_OUTPUT: Final = ":(top,exclude)benchmarks/results"
