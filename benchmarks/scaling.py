@@ -24,7 +24,7 @@ from .session import Contender, Session
 CONTEXT_BYTES: Final = (256, 512, 1024, 2048, 4096, 8192)
 LATENTS: Final = (8, 16, 32, 58, 64)
 NEW_TOKENS: Final = (1, 16, 64)
-DOCUMENTS: Final = (100, 1_000, 10_000)
+DOCUMENTS: Final = (100, 1_000, 10_000, 100_000)
 TEXT_BYTES: Final = 16 << 10
 """UTF-8 bytes of whole texts that a round reads, but at least LEAST_TEXTS of them."""
 LEAST_TEXTS: Final = 4

@@ -3,32 +3,25 @@
 In: a text. Out: the same text without marks, and protected ranges of it. Two sources, see ``docs/frame.md``:
 
 - marks: whatever stands between ``<keep>`` and ``</keep>``; the marks themselves are not part of the text;
-- the rule: words with a digit, addresses and links, words in capitals, and names. A name is a run of words with a
-  capital first letter; a single one at the beginning of a sentence counts only if it stands elsewhere in the text too.
+- the rule of ``core/names.py``.
 """
 
 from __future__ import annotations
 
 import re
 from bisect import bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import Final
 
 from ..core.errors import RowError
+from ..core.names import names
 from .choices import Protect
 
 OPEN: Final = "<keep>"
 CLOSE: Final = "</keep>"
 _MARK: Final = re.compile(r"</?keep>")
-_WORD: Final = re.compile(r"\S+")
-_OUTER: Final = "\"'“”‘’«»„()[]{}<>,;:!?.…*_–—|"
-"""Stripped from both ends of a word. Signs of money, per cent, degree, plus and minus stay."""
-_ENDS: Final = ".!?…:"
-"""A word that follows one of these begins a sentence."""
-_JOINTS: Final = frozenset({"of", "de", "la", "le", "du", "von", "van", "der", "den", "bin", "al", "&"})
-"""Words inside a name that have no capital letter."""
 
 
 @dataclass(frozen=True)
@@ -43,26 +36,6 @@ class Protected:
 
     text: str
     ranges: tuple[tuple[int, int], ...]
-
-
-@dataclass(frozen=True)
-class _Word:
-    start: int
-    stop: int
-    text: str
-    opens: bool
-    breaks: bool
-
-    @property
-    def capital(self) -> bool:
-        return self.text[:1].isupper() and len(self.text) > 1
-
-    @property
-    def certain(self) -> bool:
-        """Protected wherever it stands."""
-        letters = [c for c in self.text if c.isalpha()]
-        shouted = len(letters) > 1 and all(c.isupper() for c in letters)
-        return shouted or any(c.isdigit() for c in self.text) or "@" in self.text[1:] or "://" in self.text
 
 
 def protect(text: str, how: Protect, where: str = "text") -> Protected:
@@ -80,7 +53,7 @@ def protect(text: str, how: Protect, where: str = "text") -> Protected:
     if how != "rule":
         text, ranges = _marked(text, where)
     if how != "marks":
-        ranges = sorted([*ranges, *(r for r in _ruled(text) if not _touches(r, ranges))])
+        ranges = sorted([*ranges, *(r for r in names(text) if not _touches(r, ranges))])
     first: dict[str, tuple[int, int]] = {}
     for start, stop in ranges:
         first.setdefault(text[start:stop], (start, stop))
@@ -137,51 +110,6 @@ def _marked(text: str, where: str) -> tuple[str, list[tuple[int, int]]]:
         fix = f"write {CLOSE} behind it, or choose --protect rule"
         raise RowError(2013, f"{OPEN} without its partner", where=f"{where}, end of the text", fix=fix)
     return "".join([*kept, text[at:]]), ranges
-
-
-def _ruled(text: str) -> Iterator[tuple[int, int]]:
-    words = list(_words(text))
-    inner = {w.text for w in words if w.capital and not w.opens}
-    at = 0
-    while at < len(words):
-        end = _name_end(words, at)
-        run = words[at:end]
-        if run and not (len(run) == 1 and run[0].opens and run[0].text not in inner and not run[0].certain):
-            yield run[0].start, run[-1].stop
-        elif not run and words[at].certain:
-            yield words[at].start, words[at].stop
-        at = max(end, at + 1)
-
-
-def _name_end(words: list[_Word], at: int) -> int:
-    """Behind the last word of the name that begins at ``at``; ``at`` where none does."""
-    end = at
-    while end < len(words):
-        word = words[end]
-        if word.capital:
-            end += 1
-            if word.breaks:
-                return end
-        elif end > at and word.text in _JOINTS and not word.breaks and end + 1 < len(words) and words[end + 1].capital:
-            end += 1
-        else:
-            return end
-    return end
-
-
-def _words(text: str) -> Iterator[_Word]:
-    opens = True
-    for found in _WORD.finditer(text):
-        raw = found.group()
-        bare = raw.lstrip(_OUTER)
-        start = found.start() + len(raw) - len(bare)
-        bare = bare.rstrip(_OUTER)
-        if not bare:
-            opens = opens or raw[-1] in _ENDS
-            continue
-        tail = text[start + len(bare) : found.end()]
-        yield _Word(start, start + len(bare), bare, opens or start > found.start(), bool(tail))
-        opens = any(c in _ENDS for c in tail)
 
 
 def _touches(one: tuple[int, int], others: list[tuple[int, int]]) -> bool:

@@ -203,8 +203,9 @@ def eval_command(
     question and answers. With --out, a second call goes on where the first
     one was stopped.
 
-    Rows: none random first last surprisal bm25 mean4 mean8 start shuffled
-    latents full, and latents@16, latents_i8, none_plain, full_tuned.
+    Rows: none random first last surprisal names bm25 mean4 mean8 start
+    shuffled latents full, and latents@16, latents_i8, latents_hybrid,
+    none_plain, full_tuned.
 
     Examples:
 

@@ -174,7 +174,7 @@ def _measure(
                 _One(
                     nll,
                     first,
-                    len(context.segment) + found.given.beside(len(context.segment)),
+                    len(context.segment) + found.given.beside(len(context.segment)) + len(context.verbatim),
                     top5,
                     token,
                     context.sizes,
@@ -189,7 +189,7 @@ def ask(llm: LMWrapper, found: Prefixes, kind: Kind, protocol: Protocol, task_to
     opening = protocol.opening(llm)
     starts = [join([llm.special.bos, opening, found.given.front, context.segment]) for context in found.contexts]
     branches = [
-        [protocol.branch(llm, q, kind, found.capacity, task_tokens) for q in context.questions]
+        [protocol.branch(llm, q, kind, found.capacity, task_tokens, context.verbatim) for q in context.questions]
         for context in found.contexts
     ]
     return build(starts, branches).to(llm.model.device)

@@ -29,7 +29,7 @@ def all_rows(protocol: Protocol, config: Config) -> tuple[str, ...]:
     """Every row of a protocol's table: its own, the codecs, then the ends of the scale in the other prompt."""
     # Other encoders have no closed form to start from.
     own = [name for name in TITLES if name != "start" or config.encoder_type == "embed_layer"]
-    codecs = ["latents_i8", *(["latents_fsq"] if config.fsq_profile else [])]
+    codecs = ["latents_i8", *(["latents_fsq"] if config.fsq_profile else []), "latents_hybrid"]
     return (*own, *codecs, *EXTRA[protocol.name])
 
 
@@ -164,7 +164,7 @@ def summary(found: Mapping[str, Answers], boot: Bootstrap, protocol: Protocol) -
         shuffle_gap: NLL shuffled - latents, nats a token.
         latents_minus_first: differences of the means of each column.
         f1_of_full, f1_of_first: ratios of F1; None where the other row is 0.
-        latents_i8_kept, latents_fsq_kept: F1 through the codec over F1 without.
+        latents_i8_kept, latents_fsq_kept, latents_hybrid_kept: F1 through the codec over F1 without.
     """
     out: dict[str, Any] = {}
     means = {kind: boot.means(a.nll) for kind, a in found.items()}
@@ -189,7 +189,7 @@ def summary(found: Mapping[str, Answers], boot: Bootstrap, protocol: Protocol) -
     for other in ("full", "first"):
         if {other, "latents"} <= found.keys():
             out |= _ratio(f"f1_of_{other}", found["latents"].f1, found[other].f1, boot)
-    for codec in ("latents_i8", "latents_fsq"):
+    for codec in ("latents_i8", "latents_fsq", "latents_hybrid"):
         if {codec, "latents"} <= found.keys():
             out |= _ratio(f"{codec}_kept", found[codec].f1, found["latents"].f1, boot)
     return out

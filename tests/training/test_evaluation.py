@@ -12,9 +12,12 @@ import pytest
 import torch
 
 from latentwire.core.errors import InputError, ModelError
-from latentwire.core.prompt import join, question_ids
+from latentwire.core.names import names, strings
+from latentwire.core.prompt import join, question_ids, verbatim_ids
 from latentwire.runtime import message
 from latentwire.runtime.codec import Codec, decode_latents, encode_latents
+from latentwire.runtime.hybrid import ZSTD, Hybrid, Span
+from latentwire.runtime.spans import protect
 from latentwire.training import quality as quality_module
 from latentwire.training.batch import answer_branch, pad, task_range
 from latentwire.training.building import build_model, start
@@ -27,7 +30,7 @@ from latentwire.training.evaluation.kinds import TITLES, parse
 from latentwire.training.evaluation.prefixes import carried, encode, prefixes, surprisal
 from latentwire.training.evaluation.protocol import EXAMPLE, EXTRA, Protocol
 from latentwire.training.evaluation.selection import bm25, random_tokens, sentence_tokens, surprising_tokens
-from latentwire.training.evaluation.sizes import latent_bytes, text_bytes
+from latentwire.training.evaluation.sizes import hybrid_bytes, latent_bytes, text_bytes
 from latentwire.training.evaluation.store import Rows
 from latentwire.training.evaluation.table import remarks, table
 from latentwire.training.evaluation.untrained import untrained
@@ -195,6 +198,44 @@ def test_bytes_are_those_of_real_frames(model: LatentModel, llm: LMWrapper) -> N
     assert sizes["zstd"] < sizes["utf8"] == 20 * len(TEXT)
     assert set(text_bytes("").values()) == {0}
     assert text_bytes("").keys() == sizes.keys()
+
+
+@pytest.mark.parametrize("text", [TEXT, "nothing to keep here", f"{'Q' * 200} and {TEXT}"])
+def test_bytes_of_a_hybrid_frame(text: str) -> None:
+    kept = strings(text)
+    assert kept == tuple(protect(text, "rule").text[a:b] for a, b in protect(text, "rule").ranges)
+    packed = Hybrid(Codec.I8, 0, tuple(Span(min(7, n), s) for n, s in enumerate(kept)), bytes(8 * 20)).pack()
+    said = hybrid_bytes(24 + 8 * 20, kept)["frame hybrid"]
+    # The strings' zstd is what the writer saves.
+    assert 24 + len(packed) < said if packed[2] == ZSTD else 24 + len(packed) == said
+
+
+def test_equal_strings_are_kept_once() -> None:
+    text = "near Varda and in Varda, and 40."
+    assert [text[a:b] for a, b in names(text)] == ["Varda", "Varda", "40"]
+    assert strings(text) == ("Varda", "40")
+
+
+def test_strings_beside_latents_stand_in_front_of_the_question(
+    model: LatentModel, llm: LMWrapper, items: list[Item]
+) -> None:
+    kind = parse("latents_hybrid")
+    found = prefixes(model, llm, items[:2], kind)
+    beside = [verbatim_ids(llm.encode, strings(item.context)) for item in items[:2]]
+    assert all(beside)
+    assert [list(c.verbatim) for c in found.contexts] == beside
+    question = items[0].questions[0]
+    branch = Protocol().branch(llm, question, kind, found.capacity, 2, found.contexts[0].verbatim)
+    rows = task_range("answer", found.capacity, 2)
+    want = join([rows, beside[0], question_ids(llm.encode, question.text)])
+    assert branch.prompt.ids.tolist() == want.ids.tolist()
+    assert branch.prompt.row_index.tolist() == want.row_index.tolist()
+    plain, with_strings = (measure(model, llm, items[:2], name) for name in ("latents_i8", "latents_hybrid"))
+    tokens = with_strings.positions - plain.positions
+    assert tokens.tolist() == [len(beside[n]) for n, item in enumerate(items[:2]) for _ in item.questions]
+    assert (with_strings.nll != plain.nll).all()
+    alone = prefixes(model, llm, items[:2], parse("names"))
+    assert [list(c.segment) for c in alone.contexts] == beside
 
 
 def test_the_untrained_row_forgets_all_training(model: LatentModel, llm: LMWrapper, items: list[Item]) -> None:

@@ -1,7 +1,8 @@
 """Kinds of rows: what stands for the text in a prompt, by name.
 
 A name is ``base[@M][_codec][_tuned|_plain]``: ``latents``, ``latents@16``, ``latents@1/4``, ``latents_i8``,
-``none_plain``. ``tuned`` rows have the learned task rows between context and question, ``plain`` rows have not;
+``none_plain``. ``_hybrid`` is fsq (i8 without a quantiser) and the text's names and numbers, which the LLM reads in
+front of the question. ``tuned`` rows have the learned task rows between context and question, ``plain`` rows have not;
 without a suffix the protocol decides.
 """
 
@@ -19,6 +20,7 @@ TITLES = {
     "first": "first {M} tokens of the text",
     "last": "last {M} tokens of the text",
     "surprisal": "{M} most surprising tokens",
+    "names": "names and numbers of the text",
     "bm25": "BM25 sentences, {M} tokens (sees the question)",
     "mean4": "mean of 4 embeddings (untrained)",
     "mean8": "mean of 8 embeddings (untrained)",
@@ -32,7 +34,7 @@ LATENT = ("start", "shuffled", "latents")
 """Kinds whose rows an adapter makes of latents."""
 QUERY_AWARE = ("bm25",)
 """Kinds that choose by the question: not what a text compressed once can do."""
-_NAME = re.compile(r"([a-z0-9]+)(?:@([0-9/]+))?(?:_(f16|i8|fsq))?(?:_(tuned|plain))?")
+_NAME = re.compile(r"([a-z0-9]+)(?:@([0-9/]+))?(?:_(f16|i8|fsq|hybrid))?(?:_(tuned|plain))?")
 
 
 @dataclass(frozen=True)
@@ -78,6 +80,6 @@ def parse(name: str) -> Kind:
             2111,
             f"unknown row {name}",
             expected="expected one of " + ", ".join(TITLES),
-            fix="more of it: latents@16, latents@1/4, latents_i8, latents_fsq, none_plain, full_tuned",
+            fix="more of it: latents@16, latents@1/4, latents_i8, latents_fsq, latents_hybrid, none_plain, full_tuned",
         )
     return Kind(base, latents.parse(count) if count else None, codec or "", None if tuned is None else tuned == "tuned")

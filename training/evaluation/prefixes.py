@@ -10,7 +10,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ...core.errors import InputError
-from ...core.prompt import Segment
+from ...core.names import strings
+from ...core.prompt import Segment, verbatim_ids
 from ..batch import pad
 from ..data import Item, Question
 from ..injection import Injection
@@ -19,7 +20,7 @@ from ..llm import LMWrapper
 from ..model import LatentModel
 from .kinds import Kind
 from .selection import random_tokens, sentence_tokens, sentences, surprising_tokens
-from .sizes import latent_bytes, text_bytes
+from .sizes import hybrid_bytes, latent_bytes, text_bytes
 from .untrained import untrained
 
 
@@ -32,12 +33,14 @@ class Context:
         segment: token ids, or the range of adapter rows.
         questions: usually all of the text; one alone where the prefix was chosen by it.
         sizes: bytes on the wire, by form.
+        verbatim: token ids of strings that came beside the latents; they stand in front of each question.
     """
 
     item: int
     segment: Segment
     questions: tuple[Question, ...]
     sizes: dict[str, int] = field(default_factory=dict)
+    verbatim: Sequence[int] = ()
 
 
 @dataclass(frozen=True)
@@ -69,10 +72,14 @@ def _latents(model: LatentModel, llm: LMWrapper, items: Sequence[Item], kind: Ki
     z = carried(model, encode(reader, input_ids.to(device), lengths.to(device), rule), kind.codec)
     given = reader.read(llm, z)
     counts = latents_of(model, lengths, rule)
-    contexts = [
-        Context(b, range(m), item.questions, latent_bytes(m, config.d_z, config.fsq_profile))
-        for b, (item, m) in enumerate(zip(items, counts, strict=True))
-    ]
+    contexts = []
+    for b, (item, m) in enumerate(zip(items, counts, strict=True)):
+        sizes = latent_bytes(m, config.d_z, config.fsq_profile)
+        beside = strings(item.context) if kind.codec == "hybrid" else ()
+        if kind.codec == "hybrid":
+            inner = f"fsq/{config.fsq_profile}" if config.fsq_profile else "i8"
+            sizes |= hybrid_bytes(sizes[f"frame {inner}"], beside)
+        contexts.append(Context(b, range(m), item.questions, sizes, verbatim_ids(llm.encode, beside)))
     return Prefixes(contexts, given, z.shape[1])
 
 
@@ -91,9 +98,13 @@ def latents_of(model: LatentModel, lengths: Tensor, rule: Rule) -> list[int]:
 def carried(model: LatentModel, z: Tensor, codec: str) -> Tensor:
     """Latents f32 [B,M,d_z] after they went through a codec of the wire (``runtime/codec.py``); f32 without one.
 
+    Of ``hybrid`` the inner one: fsq, or i8 where there is no quantiser.
+
     Raises:
         InputError: 2111 ``fsq`` of a checkpoint that was trained without a quantiser.
     """
+    if codec == "hybrid":
+        codec = "fsq" if model.quantiser is not None else "i8"
     if codec == "fsq":
         if model.quantiser is None:
             raise InputError(2111, "row needs a quantiser", where="_fsq", expected="expected fsq_profile 1 or 2, got 0")
@@ -135,6 +146,7 @@ def _chosen(model: LatentModel, llm: LMWrapper, items: Sequence[Item], kind: Kin
     choose: dict[str, Callable[[int, list[int], int], list[int]]] = {
         "none": lambda b, ids, m: [],
         "full": lambda b, ids, m: ids,
+        "names": lambda b, ids, m: verbatim_ids(llm.encode, strings(items[b].context)),
         "first": lambda b, ids, m: ids[:m],
         "last": lambda b, ids, m: ids[-m:],
         "random": lambda b, ids, m: random_tokens(ids, m, items[b].context),

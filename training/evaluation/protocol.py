@@ -11,6 +11,7 @@ the text. NLL of the two protocols therefore cannot be compared with one another
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ...core.prompt import QUESTION_TEMPLATE, join, question_ids
@@ -55,12 +56,20 @@ class Protocol:
         """Whether the prompt of this row holds task rows."""
         return (self.name == "task-token" or kind.base in LATENT) if kind.tuned is None else kind.tuned
 
-    def branch(self, llm: Reader, question: Question, kind: Kind, capacity: int, task_tokens: int) -> Branch:
-        """What follows the context: task rows if there are any, question, anchor; target as the module says."""
+    def branch(
+        self,
+        llm: Reader,
+        question: Question,
+        kind: Kind,
+        capacity: int,
+        task_tokens: int,
+        verbatim: Sequence[int] = (),
+    ) -> Branch:
+        """What follows the context: task rows if there are any, strings that came ``verbatim``, question, anchor;
+        target as the module says."""
         rows = task_range("answer", capacity, task_tokens) if self.is_tuned(kind) else range(0)
-        return Branch(
-            join([rows, question_ids(llm.encode, question.text)]), self.target(llm, question.answers[0]), "answer"
-        )
+        prompt = join([rows, verbatim, question_ids(llm.encode, question.text)])
+        return Branch(prompt, self.target(llm, question.answers[0]), "answer")
 
     def target(self, llm: Reader, answer: str) -> tuple[int, ...]:
         """Token ids to be predicted."""

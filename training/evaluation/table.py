@@ -16,6 +16,7 @@ SHOWN = {
     "frame i8": " i8",
     "frame fsq/1": " fsq",
     "frame fsq/2": " fsq",
+    "frame hybrid": " hybrid",
     "rows f16": " f16",
 }
 """Forms of a row that a table shows, and the unit behind the number."""
@@ -55,6 +56,7 @@ def remarks(of_llm: Mapping[str, Any]) -> list[str]:
         "f1_of_first": "F1 over first tokens'",
         "latents_i8_kept": "F1 kept through codec i8",
         "latents_fsq_kept": "F1 kept through codec fsq",
+        "latents_hybrid_kept": "F1 through codec hybrid over F1 without",
     }
     lines = [f"{text}: {_cell(of_llm, name, True)}" for name, text in names.items() if name in of_llm]
     for column, value in (of_llm.get("latents_minus_first") or {}).items():
