@@ -16,8 +16,8 @@ from ..core.errors import BundleError
 from .tensors import GraphSpec, TensorSpec
 
 FORMAT: Final = "latentwire-bundle"
-VERSION: Final = 3
-"""1: before flavours, fixed capacities and plans; 2: before features; both are still read."""
+VERSION: Final = 4
+"""1: before flavours, fixed capacities and plans; 2: before features; 3: before span types; all are still read."""
 LATER: Final[dict[int, dict[str, Any]]] = {1: {"flavour": "dual", "capacity": 0, "plans": {}}, 2: {"features": {}}}
 """Keys that came after a version, and what bundles of that version meant."""
 
@@ -42,6 +42,7 @@ class EncoderInfo:
         d_z: size of one latent.
         latents: M used when the caller names none.
         max_tokens: longest text in encoder tokens.
+        span_type: how it cuts a text, a latent for each piece: ``equal``, or ``salient``, see ``core.salient``.
     """
 
     kind: str
@@ -49,6 +50,7 @@ class EncoderInfo:
     d_z: int
     latents: int
     max_tokens: int
+    span_type: str = "equal"
 
     @property
     def model_id(self) -> bytes:
@@ -224,7 +226,7 @@ def _build(body: dict[str, Any]) -> Manifest:
     given = body | absent
     manifest = Manifest(
         files=_table(body["files"], lambda v: _record(FileEntry, v)),
-        encoder=_record(EncoderInfo, body["encoder"]),
+        encoder=_record(EncoderInfo, _encoder(body)),
         llm=_record(LlmInfo, body["llm"]),
         adapter=_record(AdapterInfo, body["adapter"]),
         graphs=_table(body["graphs"], _graph),
@@ -249,6 +251,14 @@ def _build(body: dict[str, Any]) -> Manifest:
             fix="export again or copy the bundle again",
         )
     return manifest
+
+
+def _encoder(body: dict[str, Any]) -> object:
+    """Its facts; before version 4 texts were cut evenly."""
+    given = body["encoder"]
+    if body["version"] > 3 or not isinstance(given, dict) or "span_type" in given:
+        return given
+    return given | {"span_type": "equal"}
 
 
 def _is(kind: type[T], value: object) -> T:

@@ -165,7 +165,7 @@ def _build(path: Path, meta: Mapping[str, Any]) -> Checkpoint:
                 )
     return Checkpoint(
         path,
-        EncoderInfo(str(e["kind"]), str(e["fingerprint"]), *numbers),
+        EncoderInfo(str(e["kind"]), str(e["fingerprint"]), *numbers, str(e.get("span_type", "equal"))),
         str(e["llm"]),
         str(e["llm_fingerprint"]),
         adapters,

@@ -22,7 +22,15 @@ from .publish import round_weights, trace_and_compare
 if TYPE_CHECKING:
     from ..training.config import Config
 
-ENCODER_OPTIONS: Final = ("encoder_type", "encoder_layers", "byte_width", "byte_layers", "byte_lexicon", "max_tokens")
+ENCODER_OPTIONS: Final = (
+    "encoder_type",
+    "encoder_layers",
+    "byte_width",
+    "byte_layers",
+    "byte_lexicon",
+    "span_type",
+    "max_tokens",
+)
 """What the two encoders may differ in; everything else is as in the checkpoint that they share."""
 SAME: Final = ("d_z", "encoder_llm", "latent_len", "fsq_profile", "quantiser_type", "fsq_hidden")
 

@@ -35,7 +35,7 @@ class Span:
     """One protected string.
 
     Attributes:
-        slot: the latent whose piece of the text holds the string's beginning.
+        slot: in which M-th part of the text the string begins.
         text: the string, not empty.
     """
 

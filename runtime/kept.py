@@ -17,7 +17,9 @@ import numpy as np
 
 from ..core.errors import InputError
 from ..core.prompt import CLOZE_TEMPLATE, question_ids
+from ..core.salient import span_starts
 from ..engines.base import F32
+from ..engines.rarity import token_rarity
 from .message import Message
 from .options import GenerateOptions
 from .pipeline import Pipeline
@@ -174,12 +176,19 @@ def nearest(pipe: Pipeline, z: F32) -> tuple[Latent, ...]:
 
 
 def placed(pipe: Pipeline, latents: Sequence[Latent], text: str, chunks: int) -> tuple[Latent, ...]:
-    """The latents with the characters that each stands for: contiguous, near-equal runs of the encoder's tokens."""
+    """The latents with the characters that each stands for: contiguous runs of the encoder's tokens."""
     starts = [*pipe.encoder_tokenizer.starts(text), len(text)]
     tokens, count = len(starts) - 1, len(latents)
     if chunks > 1 or tokens < count:  # each chunk has spans of its own; a byte encoder counts in groups
         return tuple(latents)
-    first = [next(t for t in range(tokens) if t * count // tokens == k) for k in range(count)]
+    info = pipe.bundle.manifest.encoder
+    if info.span_type == "equal":
+        first = [next(t for t in range(tokens) if t * count // tokens == k) for k in range(count)]
+    elif info.kind == "bytes":  # its rare strings are found inside the graph
+        return tuple(latents)
+    else:
+        ids = list(pipe.encoder_tokenizer.encode(text))
+        first = span_starts(token_rarity(pipe.bundle)[ids], count)
     edges = [*(starts[t] for t in first), len(text)]
     return tuple(replace(one, start=edges[k], stop=edges[k + 1]) for k, one in enumerate(latents))
 

@@ -68,7 +68,7 @@ class Placed:
     text: str
 
     def slot(self, latents: int, tokens: int) -> int:
-        """The latent, of ``latents`` that share a chunk's ``tokens`` evenly."""
+        """In which of ``latents`` equal parts of a chunk's ``tokens`` it begins."""
         return self.token * latents // tokens
 
 

@@ -28,7 +28,10 @@ from .llm import LMWrapper
 from .model import LatentModel
 
 FORMAT, VERSION = "latentwire-checkpoint", 1
-BEFORE: dict[str, dict[str, Any]] = {"bytes": {"byte_lexicon": 0}}
+BEFORE: dict[str, dict[str, Any]] = {
+    "embed_layer": {"span_type": "equal"},
+    "bytes": {"span_type": "equal", "byte_lexicon": 0},
+}
 """What a config with this encoder_type, stored before an option existed, meant by it, where that is not its default."""
 
 
@@ -91,6 +94,9 @@ def write(folder: Path, model: LatentModel, dtype: torch.dtype, **extra: Any) ->
         "latents": config.latent_len,
         "max_tokens": config.max_tokens,
     }
+    if config.span_type != "equal":
+        # Latents of other spans are other latents; absent, as before there was a choice, it keeps older fingerprints.
+        facts["span_type"] = config.span_type
     meta: dict[str, Any] = {
         "format": FORMAT,
         "version": VERSION,

@@ -14,6 +14,7 @@ from types import UnionType
 from typing import Any, get_args, get_origin, get_type_hints
 
 from ..core.errors import ModelError
+from ..core.salient import SPAN_TYPES
 from .bundles import BUNDLES
 from .calibration import KINDS as CALIBRATIONS
 from .features.options import (
@@ -82,6 +83,7 @@ class Config:
         lookup_size: tokens with a key of their own, where the LLM is of another family than the encoder's.
         calibration: how adapter rows are brought to the LLM's embedding statistics, see ``calibration.py``.
         anchor_text: text whose statistics ``calibration = "anchor_text"`` takes.
+        span_type: how a text is cut into spans, one a latent: ``equal`` or ``salient``, see ``pooling``.
         salience: how sharply the start prefers rare tokens inside a span.
         mlp_hidden: hidden width of the learned adapter's MLP.
         fsq_profile: quantiser trained beside the raw latents: 1 (32 bits a latent), 2 (60 bits); 0: none.
@@ -154,6 +156,7 @@ class Config:
     lookup_size: int = 32768
     calibration: str = "none"
     anchor_text: str = ANCHOR_TEXT
+    span_type: str = "salient"
     salience: float = 2.0
     mlp_hidden: int = 1024
     fsq_profile: int = 0
@@ -204,6 +207,7 @@ class Config:
     def __post_init__(self) -> None:
         _one_of("encoder_type", self.encoder_type, ENCODER_TYPES)
         _one_of("adapter_type", self.adapter_type, ADAPTER_TYPES)
+        _one_of("span_type", self.span_type, SPAN_TYPES)
         _one_of("quantiser_type", self.quantiser_type, QUANTISER_TYPES)
         _one_of("bundle", self.bundle, tuple(BUNDLES))
         _one_of("calibration", self.calibration, CALIBRATIONS)
@@ -230,6 +234,8 @@ class Config:
             raise _bad("byte_width", "a multiple of 4", self.byte_width)
         if self.encoder_type == "bytes" and not (self.teacher or self.init):
             raise _bad("teacher", "a checkpoint to learn from (or init, to go on from one)", self.teacher)
+        if self.encoder_type == "bytes" and self.span_type == "salient" and not self.byte_lexicon:
+            raise _bad("span_type", "equal where byte_lexicon is 0: nothing tells which bytes are rare", self.span_type)
         if not self.anchor_text.strip():
             raise _bad("anchor_text", "a text", self.anchor_text)
         if self.fsq_profile not in (0, *PROFILES):

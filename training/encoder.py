@@ -23,7 +23,7 @@ from transformers import LlamaConfig
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer, LlamaRMSNorm, LlamaRotaryEmbedding
 
 from .fsq import Quantiser
-from .pooling import SpanAttention, inside_mask, span_means, span_weights, to_latents, unit
+from .pooling import SpanAttention, inside_mask, salient_spans, span_means, span_weights, to_latents, unit
 from .token_codes import TokenQuantiser
 
 
@@ -34,6 +34,7 @@ class EncoderFromEmbedLayer(nn.Module):
         config: the LLM's transformers config; ``num_hidden_layers`` is the number of layers kept here.
         d_z: width of a latent.
         salience: weight of the inverse document frequency inside a span at the start.
+        span_type: how texts are cut, ``equal`` or ``salient`` (by inverse document frequency); see ``pooling``.
 
     ``low_precision`` runs the copied layers under bf16 autocast (training only); everything behind them stays fp32,
     because a lookup by cosine at temperature 0.05 does not bear bf16 rounding. ``quantiser`` belongs to the encoder's
@@ -44,8 +45,9 @@ class EncoderFromEmbedLayer(nn.Module):
     ``spans`` bool [B,M,S] cuts the texts in another way.
     """
 
-    def __init__(self, config: LlamaConfig, d_z: int, salience: float) -> None:
+    def __init__(self, config: LlamaConfig, d_z: int, salience: float, span_type: str = "equal") -> None:
         super().__init__()
+        self.span_type = span_type
         width = config.hidden_size
         self.low_precision = False
         self.quantiser: Quantiser | TokenQuantiser | None = None
@@ -76,7 +78,7 @@ class EncoderFromEmbedLayer(nn.Module):
         table: Tensor = self.get_buffer("embedding")
         embedded = F.embedding(input_ids, table).float()
         if spans is None:
-            spans = span_weights(lengths, slots, input_ids.shape[1], counts)
+            spans = self.spans(input_ids, lengths, slots, counts)
         inside = inside_mask(lengths, input_ids.shape[1])
         if self.low_precision:
             with torch.autocast(embedded.device.type, torch.bfloat16):
@@ -86,6 +88,12 @@ class EncoderFromEmbedLayer(nn.Module):
         states = states.float()
         looked_up = self._lookup_path(embedded, states, spans, self.get_buffer("idf")[input_ids])
         return to_latents(looked_up + self._context_path(states, spans, inside), spans)
+
+    def spans(self, input_ids: Tensor, lengths: Tensor, slots: Tensor, counts: Tensor | None = None) -> Tensor:
+        """bool [B,M,S]: which tokens of its text each latent speaks of."""
+        if self.span_type == "salient":
+            return salient_spans(self.get_buffer("idf")[input_ids], lengths, slots, counts)
+        return span_weights(lengths, slots, input_ids.shape[1], counts)
 
     def _contextual(self, x: Tensor, inside: Tensor) -> Tensor:
         positions = torch.arange(x.shape[1], device=x.device)[None, :]

@@ -28,8 +28,8 @@ from transformers.models.llama.modeling_llama import LlamaDecoderLayer, LlamaRMS
 
 from .fsq import Quantiser
 from .lesson import STRIDE, states_of
-from .lexicon import Lexicon
-from .pooling import SpanAttention, inside_mask, span_means, span_weights, to_latents
+from .lexicon import Lexicon, Strings
+from .pooling import SpanAttention, inside_mask, salient_spans, span_means, span_weights, to_latents
 from .token_codes import TokenQuantiser
 
 BYTES: Final = 256
@@ -64,14 +64,19 @@ class ByteLevelEncoder(nn.Module):
         layers: of the transformer.
         words: strings of the lexicon; 0: none.
         salience: weight of the inverse document frequency inside a span at the start.
+        span_type: how texts are cut, ``equal`` or, with a lexicon, ``salient``: a state has the inverse document
+            frequency of the rarest string that begins in it; see ``pooling``.
 
     Shapes: input_ids int64 [B,S] bytes, lengths int64 [B] bytes, slots int64 [M] -> latents f32 [B,M,d_z]. A text has
     at most one latent for each started group of 4 bytes; slots beyond ``min(M, ceil(length / 4))`` are zero.
     ``counts``, ``low_precision`` and ``quantiser`` are as in ``EncoderFromEmbedLayer``.
     """
 
-    def __init__(self, d_z: int, width: int, layers: int, words: int = 0, salience: float = 2.0) -> None:
+    def __init__(
+        self, d_z: int, width: int, layers: int, words: int = 0, salience: float = 2.0, span_type: str = "equal"
+    ) -> None:
         super().__init__()
+        self.span_type = span_type
         self.low_precision = False
         self.quantiser: Quantiser | TokenQuantiser | None = None
         heads = max(1, width // HEAD)
@@ -109,18 +114,32 @@ class ByteLevelEncoder(nn.Module):
         else:
             states = self._states(input_ids, lengths)
         states = states.float()
-        size = states_of(lengths)
-        spans = span_weights(size, slots, states.shape[1], counts)
+        strings = None if self.lexicon is None else self.lexicon(input_ids, lengths)
+        spans = self._spans(strings, lengths, slots, counts, states.shape[1])
         mean = span_means(spans, states)
-        z: Tensor = self.out(mean + self.pool(mean, states, inside_mask(size, states.shape[1])))
-        if self.lexicon is not None:
-            z = z + self._lookup_path(self.lexicon, states, spans, input_ids, lengths)
+        z: Tensor = self.out(mean + self.pool(mean, states, inside_mask(states_of(lengths), states.shape[1])))
+        if self.lexicon is not None and strings is not None:
+            z = z + self._lookup_path(self.lexicon, strings, states, spans, input_ids.shape[1])
         return to_latents(z, spans)
 
-    def _lookup_path(self, lexicon: Lexicon, states: Tensor, spans: Tensor, ids: Tensor, lengths: Tensor) -> Tensor:
-        entry, begin, found = lexicon(ids, lengths)
+    def spans(self, input_ids: Tensor, lengths: Tensor, slots: Tensor, counts: Tensor | None = None) -> Tensor:
+        """bool [B,M,ceil(S/4)]: which of a text's states each latent speaks of."""
+        strings = None if self.lexicon is None else self.lexicon(input_ids, lengths)
+        return self._spans(strings, lengths, slots, counts, (input_ids.shape[1] + STRIDE - 1) // STRIDE)
+
+    def _spans(
+        self, strings: Strings | None, lengths: Tensor, slots: Tensor, counts: Tensor | None, size: int
+    ) -> Tensor:
+        if self.span_type == "equal" or self.lexicon is None or strings is None:
+            return span_weights(states_of(lengths), slots, size, counts)
+        salience = self.lexicon.salience(*strings)
+        salience = F.pad(salience, (0, size * STRIDE - salience.shape[1])).view(-1, size, STRIDE).amax(-1)
+        return salient_spans(salience, states_of(lengths), slots, counts)
+
+    def _lookup_path(self, lexicon: Lexicon, strings: Strings, states: Tensor, spans: Tensor, size: int) -> Tensor:
+        entry, begin, found = strings
         # One score for each byte of a state; a string has that of its last byte, and is of the span that it begins in.
-        score = self.score(states).flatten(1)[:, : ids.shape[1]]
+        score = self.score(states).flatten(1)[:, :size]
         salience = self.sharpness * F.embedding(entry, lexicon.idf[:, None])[..., 0] + score
         inside = spans.transpose(1, 2).gather(1, (begin // STRIDE)[..., None].expand(-1, -1, spans.shape[1]))
         inside = (inside & found[..., None]).transpose(1, 2)

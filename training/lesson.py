@@ -1,7 +1,7 @@
 """The texts of a micro-batch as a teacher encoder reads them, beside what its student reads.
 
-Teacher and student cut a text into the same spans: the student's, which are of equal numbers of bytes. A token of the
-teacher belongs to the span that it begins in.
+Teacher and student cut a text into the same spans: the student's. A token of the teacher belongs to the span that it
+begins in.
 """
 
 from __future__ import annotations
@@ -61,19 +61,15 @@ def lesson(tokenizer: Tokenizer, texts: Sequence[str]) -> Lesson:
     return Lesson(pad_sequence(ids, True), lengths, pad_sequence(starts, True, -1))
 
 
-def byte_spans(starts: Tensor, total: Tensor, slots: Tensor, counts: Tensor) -> Tensor:
-    """Which of another encoder's tokens stand in which span of the bytes.
+def token_spans(spans: Tensor, starts: Tensor) -> Tensor:
+    """Which of another encoder's tokens stand in which span of the student's states.
 
     Args:
+        spans: bool [B,M,S], of the student's states.
         starts: int64 [B,T], byte at which each token begins, -1 for padding.
-        total: int64 [B], bytes of each text.
-        slots: int64 [M], ``arange(M)``.
-        counts: int64 [B], latents of each text, at most M and at most its states.
 
     Returns:
-        bool [B,M,T]: each token in the span of this encoder's state that it begins in. A span inside one long token
-        has none.
+        bool [B,M,T]: each token in the span of the state that it begins in. A span inside one long token has none.
     """
-    size = states_of(total).clamp(min=1)
-    owner = (starts.clamp(min=0) // STRIDE) * torch.minimum(counts, size)[:, None] // size[:, None]
-    return (owner[:, None, :] == slots[None, :, None]) & (starts >= 0)[:, None, :]
+    state = (starts.clamp(min=0) // STRIDE)[:, None, :].expand(-1, spans.shape[1], -1)
+    return spans.gather(2, state) & (starts >= 0)[:, None, :]

@@ -17,7 +17,7 @@ never share a row, and a string that is not in it has none (but for a chance of 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Final
+from typing import Final, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -31,6 +31,8 @@ PRIME: Final = 2**31 - 1
 BASE: Final = 1_103_515_245
 """Below ``PRIME``, so that a product of two numbers stays below 2^62."""
 SPACE, DIGIT, LETTER, OTHER = range(4)
+Strings: TypeAlias = tuple[Tensor, Tensor, Tensor]
+"""What ``Lexicon`` found: entry, begin, found."""
 
 
 def byte_kinds(ids: Tensor) -> Tensor:
@@ -72,7 +74,7 @@ class Lexicon(nn.Module):
         self.register_buffer("keys", torch.zeros(size, d_z))
         self.register_buffer("idf", torch.zeros(size))
 
-    def forward(self, input_ids: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(self, input_ids: Tensor, lengths: Tensor) -> Strings:
         """Cut texts into strings.
 
         Args:
@@ -98,6 +100,17 @@ class Lexicon(nn.Module):
         for step in (1 << n for n in range(REACH)):
             begin = torch.maximum(begin, _right(begin, step))
         return entry, begin, known & last & real
+
+    def salience(self, entry: Tensor, begin: Tensor, found: Tensor) -> Tensor:
+        """f32 [B,S]: at the first byte of each string its inverse document frequency, 0 elsewhere; of ``forward``."""
+        value = F.embedding(entry, self.idf[:, None])[..., 0] * found
+        # Told at a string's last byte, wanted at its first one: carried to the left, never over a cut.
+        cuts = begin == torch.arange(begin.shape[1], device=begin.device)[None, :]
+        closed = _left(cuts, 1)
+        for step in (1 << n for n in range(REACH)):
+            value = torch.maximum(value, torch.where(closed, 0.0, _left(value, step)))
+            closed = closed | _left(closed, step)
+        return torch.where(cuts, value, 0.0)
 
     def _words(self, ids: Tensor) -> Tensor:
         """bool [B,S]: whether a word begins at a byte."""

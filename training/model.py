@@ -44,9 +44,9 @@ def build_encoder(config: Config) -> EncoderFromEmbedLayer | ByteLevelEncoder:
     encoder: EncoderFromEmbedLayer | ByteLevelEncoder
     if config.encoder_type == "bytes":
         words, salience = config.byte_lexicon, config.salience
-        encoder = ByteLevelEncoder(config.d_z, config.byte_width, config.byte_layers, words, salience)
+        encoder = ByteLevelEncoder(config.d_z, config.byte_width, config.byte_layers, words, salience, config.span_type)
     else:
-        encoder = EncoderFromEmbedLayer(_first_layers(config), config.d_z, config.salience)
+        encoder = EncoderFromEmbedLayer(_first_layers(config), config.d_z, config.salience, config.span_type)
     if config.fsq_profile:
         encoder.quantiser = _quantiser(config)
     return encoder

@@ -12,8 +12,9 @@ from torch.nn import functional as F
 from .batch import Batch
 from .bundles import needs_teacher, weights
 from .config import Config
+from .encoder_bytes import ByteLevelEncoder
 from .injection import Injection
-from .lesson import byte_spans
+from .lesson import token_spans
 from .llm import LMWrapper
 from .loss import (
     AnswerWeights,
@@ -134,8 +135,10 @@ def latent_terms(model: LatentModel, batch: Batch, z: Tensor) -> Terms:
     """How far latents f32 [B,M,d_z] are from the teacher's for the same spans, over spans in which it has a token."""
     lesson = batch.lesson
     assert lesson is not None
-    spans = byte_spans(lesson.starts, batch.lengths, batch.slots, batch.counts)
+    assert isinstance(model.encoder, ByteLevelEncoder)
     with torch.no_grad():
+        own = model.encoder.spans(batch.input_ids, batch.lengths, batch.slots, batch.counts)
+        spans = token_spans(own, lesson.starts)
         goal = model.teacher(lesson.input_ids, lesson.lengths, batch.slots, spans=spans)
     cos, mse = latent_losses(z, goal, spans.any(-1))
     return {"latent_cos": cos, "latent_mse": mse}

@@ -1,7 +1,11 @@
 """Spans: which part of a text each latent speaks of, and how a span reads the whole. Shared by all encoders.
 
-A text of T states is cut into contiguous, near-equal spans, one a latent (as in ARC-Encoder, arXiv 2510.20535:
-pooled in place, so that latent k always speaks of the k-th part of the text).
+A text of T states is cut into contiguous spans, one a latent, in the order of the text (as in ARC-Encoder, arXiv
+2510.20535), in one of two ways:
+
+* ``equal``: spans of near-equal length;
+* ``salient``: the n rarest of its states each end a span. Names and numbers get a latent of their own, and the words
+  between them share one.
 """
 
 from __future__ import annotations
@@ -9,6 +13,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from ..core.salient import GOLDEN, LEVELS, PLACES, STEPS
 
 
 def unit(x: Tensor) -> Tensor:
@@ -34,6 +40,32 @@ def span_weights(lengths: Tensor, slots: Tensor, size: int, counts: Tensor | Non
     count = torch.minimum(asked, lengths)
     owner = token[None, :] * count[:, None] // lengths.clamp(min=1)[:, None]
     inside = token[None, :] < lengths[:, None]
+    return (owner[:, None, :] == slots[None, :, None]) & inside[:, None, :]
+
+
+def salient_spans(salience: Tensor, lengths: Tensor, slots: Tensor, counts: Tensor | None = None) -> Tensor:
+    """Spans that end at the most salient states.
+
+    Args:
+        salience: f32 [B,S], at least 0: how rare what stands in a state is.
+        lengths, slots, counts: as of ``span_weights``; texts of at most ``PLACES`` states.
+
+    Returns:
+        As ``span_weights``. The last state always ends a span, and of two states of one level that with the smaller
+        ``place * GOLDEN % PLACES`` does: where no state is more salient than another, spans are nearly equal.
+    """
+    place = torch.arange(salience.shape[1], device=salience.device)[None, :]
+    inside = place < lengths[:, None]
+    asked = torch.full_like(lengths, 0) + slots.shape[0] if counts is None else counts
+    count = torch.minimum(asked, lengths)
+    level = (salience * STEPS).floor().clamp(0, LEVELS - 1)
+    level = torch.where(place == lengths[:, None] - 1, float(LEVELS), level)
+    # A whole number below 2^24, so exact in float32, and no two states of a text have the same.
+    rank = level * PLACES + (PLACES - 1 - place * GOLDEN % PLACES)
+    rank = torch.where(inside, rank, -1.0)
+    least = rank.sort(-1, descending=True).values.gather(1, (count - 1).clamp(min=0)[:, None])
+    ends = (inside & (rank >= least)).long()
+    owner = ends.cumsum(-1) - ends
     return (owner[:, None, :] == slots[None, :, None]) & inside[:, None, :]
 
 

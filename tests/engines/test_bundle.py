@@ -144,23 +144,34 @@ def test_manifest_without_a_known_version(folder: Path, version: object) -> None
 
 
 def test_later_version(folder: Path) -> None:
-    edit(folder, lambda body: body.update(version=4, anything="else"))
+    edit(folder, lambda body: body.update(version=5, anything="else"))
     fails(folder, 4009)
 
 
-@pytest.mark.parametrize(("version", "absent"), [(1, ("flavour", "capacity", "plans", "features")), (2, ("features",))])
+@pytest.mark.parametrize(
+    ("version", "absent"), [(1, ("flavour", "capacity", "plans", "features")), (2, ("features",)), (3, ())]
+)
 def test_earlier_versions(folder: Path, version: int, absent: tuple[str, ...]) -> None:
-    """Bundles written before flavours and plans, or before features, are read as what they were."""
+    """Bundles written before flavours and plans, features, or span types are read as what they were."""
 
     def older(body: dict[str, Any]) -> None:
         body["version"] = version
         for key in absent:
             del body[key]
+        del body["encoder"]["span_type"]
 
     edit(folder, older)
     manifest = read_bundle(folder).manifest
     assert (manifest.flavour, manifest.capacity, manifest.plans, manifest.features) == ("dual", 0, {}, {})
-    edit(folder, lambda body: body.update(features={}))
+    assert manifest.encoder.span_type == "equal"
+    edit(folder, lambda body: body["encoder"].update(kind=7))
+    fails(folder, 4001)
+
+
+def test_a_key_that_came_later_than_the_version(folder: Path) -> None:
+    edit(folder, lambda body: (body.update(version=2), body["encoder"].pop("span_type")))
+    fails(folder, 4001)
+    edit(folder, lambda body: body.update(version=4))
     fails(folder, 4001)
 
 

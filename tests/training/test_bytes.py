@@ -24,9 +24,10 @@ from latentwire.training.config import Config
 from latentwire.training.data import read_questions
 from latentwire.training.encoder_bytes import ByteLevelEncoder
 from latentwire.training.evaluate import measure
-from latentwire.training.lesson import byte_ids, byte_spans, lesson, states_of
+from latentwire.training.lesson import byte_ids, lesson, states_of, token_spans
 from latentwire.training.lexicon import hash_of, start_lexicon
 from latentwire.training.model import build_encoder
+from latentwire.training.pooling import span_weights
 from latentwire.training.train import Trainer
 
 TEXTS = [
@@ -184,7 +185,8 @@ def test_tokens_know_their_bytes(tiny_llm: Path) -> None:
 def test_spans_of_bytes_by_hand() -> None:
     starts = torch.tensor([[0, 3, 9, 14, -1], [0, 1, 2, 3, 4]])
     # 16 bytes are 4 states, two a span; 5 bytes are 2 states.
-    spans = byte_spans(starts, torch.tensor([16, 5]), torch.arange(3), torch.tensor([2, 3]))
+    states = span_weights(states_of(torch.tensor([16, 5])), torch.arange(3), 4, torch.tensor([2, 3]))
+    spans = token_spans(states, starts)
     assert spans[0].tolist() == [[True, True, False, False, False], [False, False, True, True, False], [False] * 5]
     assert spans[1].tolist() == [[True, True, True, True, False], [False, False, False, False, True], [False] * 5]
     assert states_of(torch.tensor([0, 1, 4, 5])).tolist() == [0, 1, 1, 2]
@@ -220,7 +222,8 @@ def test_terms_by_hand(make: Make, tmp_path: Path) -> None:
     trainer = Trainer(make(steps=1), tmp_path)
     batch = trainer.maker(0).batch
     assert batch.lesson is not None
-    spans = byte_spans(batch.lesson.starts, batch.lengths, batch.slots, batch.counts)
+    own = trainer.model.encoder.spans(batch.input_ids, batch.lengths, batch.slots, batch.counts)
+    spans = token_spans(own, batch.lesson.starts)
     goal = trainer.model.teacher(batch.lesson.input_ids, batch.lesson.lengths, batch.slots, spans=spans)
     same = latent_terms(trainer.model, batch, goal)
     assert same["latent_cos"].item() == pytest.approx(0, abs=1e-6)

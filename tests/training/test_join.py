@@ -45,6 +45,7 @@ def runs(base: Config, tmp_path_factory: pytest.TempPathFactory) -> Path:
         "byte_width": 48,
         "byte_layers": 1,
         "byte_lexicon": 0,
+        "span_type": "equal",
         "max_tokens": 256,
         "bundle": "latent",
     }

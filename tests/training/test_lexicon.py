@@ -113,6 +113,22 @@ def test_as_maximal_munch_whatever_the_neighbours(parts: list[list[bytes]]) -> N
     assert found_in(lexicon, texts) == [munched(text) for text in texts]
 
 
+@settings(max_examples=200, deadline=None)
+@given(st.lists(st.lists(st.sampled_from([*STRINGS, b"x", b"  ", b"\xff", b"-"]), max_size=14), min_size=1, max_size=4))
+def test_salience_stands_at_the_first_byte_of_each_string(parts: list[list[bytes]]) -> None:
+    lexicon = filled(STRINGS)
+    texts = [b"".join(own) for own in parts]
+    lengths = torch.tensor([len(t) for t in texts])
+    ids = torch.randint(0, 256, (len(texts), max(1, int(lengths.max()))))
+    for row, text in zip(ids, texts, strict=True):
+        row[: len(text)] = torch.tensor(list(text), dtype=torch.int64)
+    found = lexicon.salience(*lexicon(ids, lengths))
+    # The inverse document frequency of a string is its number here.
+    for row, text in zip(found, texts, strict=True):
+        wanted = {begin: float(STRINGS.index(name.encode())) for begin, _, name in munched(text)}
+        assert row.tolist() == [wanted.get(at, 0.0) for at in range(len(row))]
+
+
 def test_what_stands_behind_a_text_is_not_read(lexicon: Lexicon) -> None:
     ids = torch.tensor([list(b"aaaacc"), list(b" alccc"), list(b"the   ")])
     lengths = torch.tensor([4, 3, 3])

@@ -10,16 +10,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from latentwire.core.errors import InputError, ModelError
 from latentwire.core.prompt import join
+from latentwire.core.salient import PLACES, span_starts
 from latentwire.training import checkpoint
 from latentwire.training.config import Config, from_mapping, load
 from latentwire.training.curves import read_log
 from latentwire.training.data import Sampler, cloze, read_prose, read_questions
 from latentwire.training.loss import AnswerWeights, cross_entropy, distillation
 from latentwire.training.optim import schedule
-from latentwire.training.pooling import span_weights
+from latentwire.training.pooling import salient_spans, span_weights
 from latentwire.training.tree import IGNORE, Branch, build
 
 
@@ -53,6 +56,49 @@ def test_spans_cover_each_token_once() -> None:
         assert all(size >= 1 for size in sizes[:used])
         assert not any(sizes[used:])
         assert length < 4 or max(sizes) - min(sizes) <= 1
+
+
+def test_salient_spans_by_hand() -> None:
+    salience = torch.tensor([[0.0, 5.0, 1.0, 0.0, 7.0, 0.0, 0.0], [2.0, 1.0, 3.0, 0.0, 0.0, 0.0, 0.0]])
+    spans = salient_spans(salience, torch.tensor([7, 3]), torch.arange(3))
+    # The first text ends its spans at its two rarest states and at its last one; the second has as many as latents.
+    assert spans[0].int().tolist() == [[1, 1, 0, 0, 0, 0, 0], [0, 0, 1, 1, 1, 0, 0], [0, 0, 0, 0, 0, 1, 1]]
+    assert spans[1].int().tolist() == [[1, 0, 0, 0, 0, 0, 0], [0, 1, 0, 0, 0, 0, 0], [0, 0, 1, 0, 0, 0, 0]]
+    fewer = salient_spans(salience, torch.tensor([7, 3]), torch.arange(3), torch.tensor([2, 1]))
+    assert fewer.sum(-1).tolist() == [[5, 2, 0], [3, 0, 0]]
+    assert not salient_spans(salience, torch.tensor([0, 0]), torch.arange(3)).any()
+
+
+@given(st.data())
+@settings(max_examples=150, deadline=None)
+def test_salient_spans_are_whole_in_order_and_of_the_batch_independent(data: st.DataObject) -> None:
+    size = data.draw(st.integers(1, 60))
+    lengths = torch.tensor(data.draw(st.lists(st.integers(0, size), min_size=1, max_size=4)))
+    latents = data.draw(st.integers(1, 40))
+    rare = st.lists(st.sampled_from([0.0, 0.1, 0.5, 3.0, 9.7, 1e6]), min_size=size, max_size=size)
+    salience = torch.tensor([data.draw(rare) for _ in lengths])
+    spans = salient_spans(salience, lengths, torch.arange(latents))
+    for row, length, own in zip(spans, lengths.tolist(), salience, strict=True):
+        assert row.sum(0).tolist() == [1] * length + [0] * (size - length)
+        assert [bool(slot.any()) for slot in row] == [i < min(latents, length) for i in range(latents)]
+        owner = row[:, :length].int().argmax(0).tolist()
+        assert owner == sorted(owner)
+        if length:
+            assert [owner.index(i) for i in sorted(set(owner))] == span_starts(
+                own[:length].numpy(), min(latents, length)
+            )
+        alone = salient_spans(own[None, : max(length, 1)], torch.tensor([length]), torch.arange(latents))[0]
+        assert torch.equal(alone, row[:, : max(length, 1)])
+
+
+def test_where_nothing_is_salient_spans_are_nearly_equal() -> None:
+    """Text in a language that the table knows nothing of."""
+    for length in (33, 100, 512, 4000, PLACES):
+        spans = salient_spans(torch.zeros(1, length), torch.tensor([length]), torch.arange(32))[0]
+        sizes = spans.sum(-1)
+        assert sizes.sum() == length
+        assert sizes.min() >= 1, length
+        assert sizes.max() <= 1 + 3 * length / 32, length
 
 
 def test_tree_places_branches_behind_the_prefix() -> None:
@@ -197,11 +243,11 @@ def test_config_file_and_overrides(tmp_path: Path) -> None:
 
 def test_a_checkpoint_from_before_an_option_opens_with_what_was_done_then() -> None:
     stored = Config(steps=7, encoder_type="bytes", teacher="t").to_json()
-    del stored["byte_lexicon"]
+    del stored["byte_lexicon"], stored["span_type"]
     config = checkpoint.config_of({"config": stored}, "meta.json")
-    assert (config.steps, config.byte_lexicon) == (7, 0)
+    assert (config.steps, config.byte_lexicon, config.span_type) == (7, 0, "equal")
     stored["encoder_type"] = "embed_layer"
-    assert checkpoint.config_of({"config": stored}, "meta.json") == Config(steps=7, teacher="t")
+    assert checkpoint.config_of({"config": stored}, "meta.json") == Config(steps=7, teacher="t", span_type="equal")
     with pytest.raises(ModelError, match=r"LW-3210 .*from_the_future"):
         checkpoint.config_of({"config": {**stored, "from_the_future": 1}}, "meta.json")
 

@@ -18,6 +18,8 @@ from latentwire.core.prompt import join, latent_prompt, question_ids
 from latentwire.engines.opening import open_engine
 from latentwire.export.export import Request, export_bundle
 from latentwire.export.publish import publish
+from latentwire.runtime.kept import Latent, placed
+from latentwire.runtime.pipeline import Pipeline
 from latentwire.training.building import open_checkpoint
 from latentwire.training.config import Config
 from latentwire.training.data import Item, Question
@@ -38,6 +40,24 @@ def run(tiny_config: Callable[..., Config], tmp_path_factory: pytest.TempPathFac
     out = tmp_path_factory.mktemp("run")
     Trainer(config, out).train()
     return out / "last"
+
+
+def test_the_pieces_that_are_drawn_are_those_that_the_encoder_reads(run: Path, tiny_llm: Path, tmp_path: Path) -> None:
+    publish(run, tmp_path / "c", {})
+    export_bundle(Request(str(tmp_path / "c"), str(tiny_llm), tmp_path / "bundle"))
+    model, _ = open_checkpoint(tmp_path / "c", "cpu")
+    assert model.config.span_type == "salient"
+    with Pipeline.open(tmp_path / "bundle") as pipe:
+        assert pipe.bundle.manifest.encoder.span_type == "salient"
+        for text in (*TEXTS, " ".join(TEXTS)):
+            ids = list(pipe.encoder_tokenizer.encode(text))
+            count = min(8, len(ids))
+            found = placed(pipe, [Latent(k, ()) for k in range(count)], text, 1)
+            spans = model.encoder.spans(torch.tensor([ids]), torch.tensor([len(ids)]), torch.arange(count))[0]
+            starts = [*pipe.encoder_tokenizer.starts(text), len(text)]
+            own = [row.nonzero()[:, 0].tolist() for row in spans]
+            assert [(p.start, p.stop) for p in found] == [(starts[t[0]], starts[t[-1] + 1]) for t in own]
+        assert max(map(len, own)) > min(map(len, own)) + 1, "cut evenly"
 
 
 @pytest.mark.parametrize("latents", [8, 3])

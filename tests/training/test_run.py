@@ -23,7 +23,6 @@ from latentwire.training.evaluate import measure, pick
 from latentwire.training.evaluation.table import table
 from latentwire.training.injection import Injection
 from latentwire.training.llm import LMWrapper
-from latentwire.training.pooling import span_weights
 from latentwire.training.quality import quality
 from latentwire.training.report import Request, report, store
 from latentwire.training.train import Trainer
@@ -82,7 +81,8 @@ def test_the_start_names_a_token_of_each_span(make: Make) -> None:
     nearest = (rows[:, None] - llm.embedding[None]).norm(dim=-1).argmin(-1).tolist()
     idf = model.encoder.get_buffer("idf")
     named = 0
-    for owned, token in zip(span_weights(torch.tensor([len(ids)]), torch.arange(8), len(ids))[0], nearest, strict=True):
+    spans = model.encoder.spans(torch.tensor([ids]), torch.tensor([len(ids)]), torch.arange(8))[0]
+    for owned, token in zip(spans, nearest, strict=True):
         span = torch.tensor(ids)[owned]
         telling = set(span[idf[span] == idf[span].max()].tolist())
         # Where two tokens are equally rare the latent stands between them, and perhaps beside a third.
