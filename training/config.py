@@ -14,7 +14,7 @@ from types import UnionType
 from typing import Any, get_args, get_origin, get_type_hints
 
 from ..core.errors import ModelError
-from ..core.salient import SPAN_TYPES
+from ..core.salient import PLACES, SPAN_TYPES
 from .bundles import BUNDLES
 from .calibration import KINDS as CALIBRATIONS
 from .features.options import (
@@ -236,6 +236,8 @@ class Config:
             raise _bad("teacher", "a checkpoint to learn from (or init, to go on from one)", self.teacher)
         if self.encoder_type == "bytes" and self.span_type == "salient" and not self.byte_lexicon:
             raise _bad("span_type", "equal where byte_lexicon is 0: nothing tells which bytes are rare", self.span_type)
+        if self.span_type == "salient" and self.window > PLACES:
+            raise _bad("max_tokens", f"at most {PLACES * self.stride} where span_type is salient", self.max_tokens)
         if not self.anchor_text.strip():
             raise _bad("anchor_text", "a text", self.anchor_text)
         if self.fsq_profile not in (0, *PROFILES):
