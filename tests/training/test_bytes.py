@@ -222,7 +222,9 @@ def test_terms_by_hand(make: Make, tmp_path: Path) -> None:
     trainer = Trainer(make(steps=1), tmp_path)
     batch = trainer.maker(0).batch
     assert batch.lesson is not None
-    own = trainer.model.encoder.spans(batch.input_ids, batch.lengths, batch.slots, batch.counts)
+    encoder = trainer.model.encoder
+    assert isinstance(encoder, ByteLevelEncoder)
+    own = encoder.spans(batch.input_ids, batch.lengths, batch.slots, batch.counts)
     spans = token_spans(own, batch.lesson.starts)
     goal = trainer.model.teacher(batch.lesson.input_ids, batch.lesson.lengths, batch.slots, spans=spans)
     same = latent_terms(trainer.model, batch, goal)

@@ -19,6 +19,7 @@ from latentwire.training.checkpoint import read_meta
 from latentwire.training.config import Config
 from latentwire.training.curves import draw
 from latentwire.training.data import Item, Question, read_questions
+from latentwire.training.encoder import EncoderFromEmbedLayer
 from latentwire.training.evaluate import measure, pick
 from latentwire.training.evaluation.table import table
 from latentwire.training.injection import Injection
@@ -81,7 +82,9 @@ def test_the_start_names_a_token_of_each_span(make: Make) -> None:
     nearest = (rows[:, None] - llm.embedding[None]).norm(dim=-1).argmin(-1).tolist()
     idf = model.encoder.get_buffer("idf")
     named = 0
-    spans = model.encoder.spans(torch.tensor([ids]), torch.tensor([len(ids)]), torch.arange(8))[0]
+    encoder = model.encoder
+    assert isinstance(encoder, EncoderFromEmbedLayer)
+    spans = encoder.spans(torch.tensor([ids]), torch.tensor([len(ids)]), torch.arange(8))[0]
     for owned, token in zip(spans, nearest, strict=True):
         span = torch.tensor(ids)[owned]
         telling = set(span[idf[span] == idf[span].max()].tolist())
