@@ -13,6 +13,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache, PreTrai
 
 from ..core.errors import ModelError
 from ..models.store import resolve
+from .attention import implementation
 from .rotary import Rotary
 
 SUPPORTED = ("llama", "qwen2", "gemma3_text")
@@ -125,7 +126,7 @@ class LMWrapper(nn.Module):
         config = read_config(folder.path)
         # Any: the class is chosen by the config, and the auto class promises nothing about it.
         self.model: Any = AutoModelForCausalLM.from_pretrained(
-            folder.path, config=config, dtype=dtype, attn_implementation="sdpa"
+            folder.path, config=config, dtype=dtype, attn_implementation=implementation(dtype, device)
         )
         self.model.to(device).eval().requires_grad_(False)  # type: ignore[arg-type]  # a decorator hides its own
         self.special = special_tokens(config)
