@@ -49,6 +49,9 @@ def start_from(model: LatentModel, folder: Path, texts: Sequence[str]) -> dict[s
     encoder_fits(meta, model.source, folder)
     found = load_tensors(folder / encoder_file())
     fitted = _quantiser_of(config_of(meta, str(folder))) == _quantiser_of(model.config)
+    # Codes of tokens once had other tensors: such a checkpoint gets new ones.
+    own = {name for name in model.encoder.state_dict() if name.startswith(QUANTISER)}
+    fitted = fitted and own == {name for name in found if name.startswith(QUANTISER)}
     if not fitted:
         found = {name: tensor for name, tensor in found.items() if not name.startswith(QUANTISER)}
     _put(model.encoder, found, folder / encoder_file(), () if fitted else (QUANTISER,))
