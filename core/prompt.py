@@ -27,6 +27,9 @@ QUESTION_TEMPLATE = "\nQuestion: {question}\nAnswer:"
 VERBATIM_TEMPLATE = "\nNames and numbers: {strings}"
 """Strings that came as they are beside the latents, in the order of their text; ``; `` stands between them."""
 
+EXAMPLE_TEMPLATE = "{context}" + QUESTION_TEMPLATE + " {answer}\n\n"
+"""A worked example that stands in front of a context and shows how questions are answered."""
+
 CLOZE_TEMPLATE = "Fill in the blank: {sentence}"
 """The question about a sentence of the context with ``____`` in place of some words, which are the answer."""
 

@@ -11,7 +11,7 @@ import torch
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from ..core.prompt import Encode, join, question_ids
+from ..core.prompt import EXAMPLE_TEMPLATE, Encode, join, question_ids
 from .config import TASKS
 from .crops import View, view
 from .data import Item, Question, cloze
@@ -126,6 +126,14 @@ def front_range(capacity: int, limits: Limits) -> range:
     return range(start, start + limits.front)
 
 
+def example_ids(llm: Reader, example: Item) -> list[int]:
+    """A worked example, the first question of an item with its first answer, as it stands between BOS and a context."""
+    question = example.questions[0]
+    return llm.encode(
+        EXAMPLE_TEMPLATE.format(context=example.context, question=question.text, answer=question.answers[0])
+    )
+
+
 def answer_branch(llm: Reader, question: Question, answer: str, rows: range, task: str = "answer") -> Branch:
     """Task rows, question, anchor; the target is the answer and EOS."""
     prompt = join([rows, question_ids(llm.encode, question.text)])
@@ -141,6 +149,7 @@ def make_batch(
     seed: Sequence[int],
     text: bool = False,
     teacher: Tokenizer | None = None,
+    example: Item | None = None,
 ) -> Batch:
     """Draw branches for each item and pack them.
 
@@ -152,6 +161,7 @@ def make_batch(
         seed: everything random is drawn from these numbers.
         text: the prefix is the context as tokens (teacher, format stage) instead of latents.
         teacher: tokenizer of an encoder that makes the same latents, to learn from.
+        example: a worked example that stands in front of every context, as text.
     """
     views = [_view(item, np.random.default_rng([*seed, b, *VIEW_DRAW]), encode, limits) for b, item in enumerate(items)]
     contexts = [encode(own.item.context)[: limits.max_tokens] for own in views]
@@ -161,7 +171,10 @@ def make_batch(
     states = [-(-len(c) // limits.stride) for c in contexts]
     capacity = rule.capacity(states)
     sizes = _Latents(tuple(rule(n) for n in states), 0 if text else capacity)
-    trees = tuple(_tree(llm, views, drawn, sizes, limits, text) for llm in llms)
+    openings = [example_ids(llm, example) if example else [] for llm in llms]
+    trees = tuple(
+        _tree(llm, views, drawn, sizes, limits, text, opening) for llm, opening in zip(llms, openings, strict=True)
+    )
     rounded = np.random.default_rng([*seed, *ROUNDING_DRAW]).random(len(items)) < limits.rounding
     counts, slots = torch.tensor(sizes.counts), torch.arange(capacity)
     # A character that the window splits is not the teacher's to read.
@@ -209,14 +222,20 @@ def _draw(item: Item, rng: np.random.Generator, limits: Limits) -> _Drawn:
 
 
 def _tree(
-    llm: Reader, views: Sequence[View], drawn: Sequence[_Drawn], sizes: _Latents, limits: Limits, text: bool
+    llm: Reader,
+    views: Sequence[View],
+    drawn: Sequence[_Drawn],
+    sizes: _Latents,
+    limits: Limits,
+    text: bool,
+    opening: Sequence[int],
 ) -> Tree:
     prefixes, branches = [], []
     for seen, own_draw, count in zip(views, drawn, sizes.counts, strict=True):
         item = seen.item
         own = llm.encode(item.context)[: limits.window]
         context = [own] if text else [front_range(sizes.capacity, limits), range(count)]
-        prefixes.append(join([llm.special.bos, *context]))
+        prefixes.append(join([llm.special.bos, opening, *context]))
         answer, repeat, go_on = (task_range(task, sizes.capacity, limits.task_tokens) for task in TASKS)
         task = "answer" if item.questions else "cloze"
         ahead = tuple(llm.encode(seen.rest)[: own_draw.ahead]) if seen.rest else ()

@@ -87,7 +87,8 @@ class Config:
         salience: how sharply the start prefers rare tokens inside a span.
         mlp_hidden: hidden width of the learned adapter's MLP.
         fsq_profile: quantiser trained beside the raw latents: 1 (32 bits a latent), 2 (60 bits); 0: none.
-        quantiser_type: ``fsq``, learned; ``tokens``, two tokens and a weight, nothing to learn, profile 1 only.
+        quantiser_type: ``fsq``, learned; ``tokens``, a token and what is left of it, no gradient needed, profile 1
+            only.
         fsq_hidden: width of the MLPs of ``fsq``.
         fsq_fit: steps that fit it to latents alone, before anything else.
         fsq_share: share of samples that pass it at the first step, the others stay raw.
@@ -102,6 +103,8 @@ class Config:
         prose_share: share of micro-batches that come from ``prose``.
         reconstruct_share: share of prose branches that ask for text verbatim, the others are cloze questions.
         continue_share: share of passages whose following 32-64 tokens are asked for; needs the task ``continue``.
+        example_share: share of micro-batches of questions that open with a worked example, another question with an
+            excerpt of its text, as the protocol ``one-shot`` asks.
         stage: the curriculum (see ``stages.py``); empty: one stage with the options here.
         format_steps: steps that train the task rows alone, on full text, before anything else moves.
         steps: optimiser steps after that.
@@ -181,6 +184,7 @@ class Config:
     prose_share: float = 0.5
     reconstruct_share: float = 0.3
     continue_share: float = 0.0
+    example_share: float = 0.0
     stage: tuple[Stage, ...] = ()
     format_steps: int = 40
     steps: int = 1000
@@ -219,8 +223,8 @@ class Config:
         for name in ("kd_tau", "lookup_tau", "clip"):
             if not getattr(self, name) > 0:
                 raise _bad(name, "more than 0", getattr(self, name))
-        shares = ("prose_share", "reconstruct_share", "continue_share", "warmup", "lr_floor", "fsq_share", "fsq_ramp")
-        for name in shares:
+        shares = ("prose_share", "reconstruct_share", "continue_share", "example_share", "warmup", "lr_floor")
+        for name in (*shares, "fsq_share", "fsq_ramp"):
             if not 0.0 <= getattr(self, name) <= 1.0:
                 raise _bad(name, "a share from 0 to 1", getattr(self, name))
         for name in ("patience", "byte_lexicon"):

@@ -119,6 +119,26 @@ def read_prose(paths: Sequence[str]) -> list[Item]:
     return items
 
 
+EXCERPT = 300
+"""Characters that the text of a worked example should not go beyond."""
+
+
+def worked_example(item: Item, number: int) -> Item:
+    """One question of an item with an excerpt of its context: the sentence that holds the answer, and what follows."""
+    question = item.questions[number]
+    answer = next((a for a in question.answers if a in item.context), question.answers[0])
+    at, start = item.context.find(answer), 0
+    sentences: list[str] = []
+    for sentence in SENTENCE.split(item.context):
+        end = item.context.index(sentence, start) + len(sentence)
+        if at < end and (not sentences or len(" ".join((*sentences, sentence))) <= EXCERPT):
+            sentences.append(sentence)
+        start = end
+    # An answer over two sentences needs both.
+    excerpt = " ".join(sentences) if answer in " ".join(sentences) else item.context
+    return Item(excerpt, (Question(question.text, (answer,), question.id),))
+
+
 def cloze(context: str, rng: np.random.Generator, most: int) -> list[Question]:
     """Up to ``most`` fill-in questions, each from another sentence of the context."""
     found: list[Question] = []

@@ -9,13 +9,14 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 from tokenizers import Tokenizer
 
 from .batch import Batch, Limits, make_batch
 from .bundles import needs_lesson, needs_llms, needs_teacher, weights
 from .config import Config
-from .data import Item, Sampler
+from .data import Item, Sampler, worked_example
 from .fsq import rounding_share
 from .lesson import byte_ids
 from .llm import LMWrapper, Special
@@ -24,6 +25,8 @@ from .teacher_cache import branch_keys
 from .tree import Tree
 
 STREAMS = ("questions", "prose")
+EXAMPLE_DRAW = 2
+"""What the seed of a worked example's draw has where that of a micro-batch has 0 (format) or 1."""
 
 
 @dataclass
@@ -123,10 +126,11 @@ class Maker:
         # Where latents alone are learned no LLM reads anything.
         readers = self.readers if needs_llms(terms) else ()
         teacher = self.encoder.tokenizer if needs_lesson(terms) else None
-        batch = make_batch(items, self.encode, readers, limits, seed, teacher=teacher)
+        example = self._example(span, number) if stream == 0 else None
+        batch = make_batch(items, self.encode, readers, limits, seed, teacher=teacher, example=example)
         teachers: tuple[Tree, ...] = ()
         if needs_teacher(terms):
-            teachers = make_batch(items, self.encode, readers, limits, seed, text=True).trees
+            teachers = make_batch(items, self.encode, readers, limits, seed, text=True, example=example).trees
         if self.config.teacher_cache:
             teachers = tuple(replace(tree, keys=branch_keys(tree)) for tree in teachers)
         origin = tuple((STREAMS[stream], i) for i in indices)
@@ -175,6 +179,14 @@ class Maker:
             front=config.front_rows,
             tasks=len(config.tasks),
         )
+
+    def _example(self, span: Span, number: int) -> Item | None:
+        """A question about another text, drawn for this micro-batch, where one opens it."""
+        rng = np.random.default_rng((self.config.seed, EXAMPLE_DRAW, number))
+        if rng.random() >= self._share(span, "example_share"):
+            return None
+        item = self.items[0][int(rng.integers(len(self.items[0])))]
+        return worked_example(item, int(rng.integers(len(item.questions))))
 
     def _rounding(self, span: Span, step: int) -> float:
         if span.stage.fsq_share >= 0:

@@ -28,7 +28,7 @@ class Stage:
         steps: optimiser steps; 0: see ``share``.
         share: share of the run's steps.
         bundle: loss bundle; empty: the config's.
-        prose_share, reconstruct_share, continue_share: data mix; below 0: the config's.
+        prose_share, reconstruct_share, continue_share, example_share: data mix; below 0: the config's.
         fsq_share: share of samples that pass the quantiser, all through the stage; below 0: by the config's ramp.
         crops: passages are cut to these many encoder tokens, one size after the other, in equal parts of the stage;
             empty: to ``max_tokens``. Contexts of questions are never cut shorter: the answer might be lost.
@@ -46,6 +46,7 @@ class Stage:
     prose_share: float = -1.0
     reconstruct_share: float = -1.0
     continue_share: float = -1.0
+    example_share: float = -1.0
     fsq_share: float = -1.0
     crops: tuple[int, ...] = ()
     latent_choices: tuple[int | str, ...] = ()
@@ -61,7 +62,7 @@ class Stage:
             raise _bad(self.name, "steps or share", "one of the two, above 0", (self.steps, self.share))
         if self.bundle and self.bundle not in BUNDLES:
             raise _bad(self.name, "bundle", " or ".join(BUNDLES), self.bundle)
-        for name in ("prose_share", "reconstruct_share", "continue_share", "fsq_share"):
+        for name in ("prose_share", "reconstruct_share", "continue_share", "example_share", "fsq_share"):
             if getattr(self, name) > 1:
                 raise _bad(self.name, name, "a share from 0 to 1", getattr(self, name))
         if any(size < 16 for size in self.crops):

@@ -14,8 +14,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ...core.prompt import QUESTION_TEMPLATE, join, question_ids
-from ..batch import Reader, task_range
+from ...core.prompt import join, question_ids
+from ..batch import Reader, example_ids, task_range
 from ..data import Item, Question
 from ..tree import Branch
 from .kinds import LATENT, Kind
@@ -48,9 +48,7 @@ class Protocol:
         """Token ids between BOS and the context."""
         if self.name == "task-token":
             return []
-        question = self.example.questions[0]
-        asked = QUESTION_TEMPLATE.format(question=question.text)
-        return llm.encode(f"{self.example.context}{asked} {question.answers[0]}\n\n")
+        return example_ids(llm, self.example)
 
     def is_tuned(self, kind: Kind) -> bool:
         """Whether the prompt of this row holds task rows."""
