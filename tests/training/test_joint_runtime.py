@@ -59,7 +59,7 @@ def test_the_runtime_chooses_as_training_does(
         scores = torch_scores(model, items, chosen)
         ours = np.concatenate([np.sum(c.scores, axis=0) for c in chosen])
         print(f"maximum difference {np.abs(ours - scores).max():.2e}, mean {np.abs(ours - scores).mean():.2e} nats")
-        # Sums over the tokens of an answer and over two LLMs; how weights were rounded in training moves it (2.04e-3 seen).
+        # Sums over the tokens of an answer and over two LLMs; rounding in training moves it (2.04e-3 seen).
         np.testing.assert_allclose(ours, scores, atol=5e-3)
         assert np.ptp(scores) > 1  # they do differ
         # Gold answers, which nobody proposed, are scored alike too.
