@@ -42,7 +42,8 @@ def test_the_runtime_chooses_as_training_does(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.chdir(tiny_llm.parent)  # a checkpoint knows the LLM of its encoder by name
-    path = checkpoint(tiny_config(llms=(str(tiny_llm), str(tiny_gemma))), tmp_path)
+    # With lookup_top 4 two entries with the same key tie for the last place, and either may be taken.
+    path = checkpoint(tiny_config(llms=(str(tiny_llm), str(tiny_gemma)), lookup_top=8), tmp_path)
     model, _ = open_checkpoint(path, "cpu")
     items = read_questions([str(story_file)])
     bundles = []
@@ -59,8 +60,7 @@ def test_the_runtime_chooses_as_training_does(
         scores = torch_scores(model, items, chosen)
         ours = np.concatenate([np.sum(c.scores, axis=0) for c in chosen])
         print(f"maximum difference {np.abs(ours - scores).max():.2e}, mean {np.abs(ours - scores).mean():.2e} nats")
-        # Sums over the tokens of an answer and over two LLMs; rounding in training moves it (2.04e-3 seen).
-        np.testing.assert_allclose(ours, scores, atol=5e-3)
+        np.testing.assert_allclose(ours, scores, atol=2e-3)
         assert np.ptp(scores) > 1  # they do differ
         # Gold answers, which nobody proposed, are scored alike too.
         golds = [[item.questions[0].answers[0]] for item in items]
