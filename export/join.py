@@ -32,7 +32,7 @@ ENCODER_OPTIONS: Final = (
     "max_tokens",
 )
 """What the two encoders may differ in; everything else is as in the checkpoint that they share."""
-SAME: Final = ("d_z", "encoder_llm", "latent_len", "fsq_profile", "quantiser_type", "fsq_hidden")
+SAME: Final = ("d_z", "encoder_llm", "latent_len", "fsq_profile", "quantiser_type", "fsq_hidden", "places")
 
 
 def join(source: Path, base: Path, about: Mapping[str, Any], overwrite: bool = False) -> Path:

@@ -182,13 +182,14 @@ def placed(pipe: Pipeline, latents: Sequence[Latent], text: str, chunks: int) ->
     if chunks > 1 or tokens < count:  # each chunk has spans of its own; a byte encoder counts in groups
         return tuple(latents)
     info = pipe.bundle.manifest.encoder
+    span_type, _, places = info.span_type.partition("/")
     if info.span_type == "equal":
         first = [next(t for t in range(tokens) if t * count // tokens == k) for k in range(count)]
-    elif info.kind == "bytes":  # its rare strings are found inside the graph
+    elif info.kind == "bytes" or span_type != "salient":  # found inside the graph
         return tuple(latents)
     else:
         ids = list(pipe.encoder_tokenizer.encode(text))
-        first = span_starts(token_rarity(pipe.bundle)[ids], count)
+        first = span_starts(token_rarity(pipe.bundle)[ids], count, int(places or 1))
     edges = [*(starts[t] for t in first), len(text)]
     return tuple(replace(one, start=edges[k], stop=edges[k + 1]) for k, one in enumerate(latents))
 

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from .binding import unbind
 from .calibration import Calibration
 from .pooling import unit
 
@@ -67,6 +68,8 @@ class LearnedAdapter(nn.Module):
         top: vocabulary entries mixed for one latent.
         tau: start of the softmax temperature.
         hidden: width of the MLP.
+        places: tokens that a latent names (see ``binding``). Each after the first is looked up in the same keys and
+            added through a matrix of its place.
 
     The table ``llm_embedding`` f32 [V,H] belongs to the frozen LLM (the *output* of its embedding module) and is
     neither trained nor saved here.
@@ -77,7 +80,7 @@ class LearnedAdapter(nn.Module):
     rms: Tensor
 
     def __init__(
-        self, d_z: int, vocab: int, width: int, *, task_tokens: int, top: int, tau: float, hidden: int
+        self, d_z: int, vocab: int, width: int, *, task_tokens: int, top: int, tau: float, hidden: int, places: int = 1
     ) -> None:
         super().__init__()
         self.top = top
@@ -89,9 +92,12 @@ class LearnedAdapter(nn.Module):
         self.down = nn.Linear(hidden, width, bias=False)
         self.gain = nn.Parameter(torch.ones(width))
         self.bias = nn.Parameter(torch.zeros(width))
+        self.places = nn.ModuleList(nn.Linear(width, width, bias=False) for _ in range(places - 1))
         self.task = TaskRows(task_tokens, width)
         self.calibration: Calibration | None = None
         nn.init.zeros_(self.down.weight)
+        for place in self.places:
+            nn.init.zeros_(place.weight)  # type: ignore[arg-type]  # a module list does not say of what
 
     def _make_keys(self, d_z: int, vocab: int, width: int) -> None:
         self.register_buffer("mean", torch.zeros(width))
@@ -107,13 +113,23 @@ class LearnedAdapter(nn.Module):
 
     def plain(self, latents: Tensor) -> Tensor:
         """Rows without calibration and task rows, f32 [B,M,H]."""
-        looked_up = self._lookup(self.query(latents))
+        looked_up = self._named(latents) if len(self.places) else self._lookup(self.query(latents))
         out: Tensor = (looked_up + self.rms * self.down(F.gelu(self.up(latents)))) * self.gain + self.bias
         return out
 
     def query(self, latents: Tensor) -> Tensor:
         """Unit vectors that are compared with the keys, f32 [B,M,d_z]."""
         return unit(latents)
+
+    def _named(self, latents: Tensor) -> Tensor:
+        """The tokens of all places, each through the matrix of its place, f32 [B,M,H]."""
+        places = range(1 + len(self.places))
+        # Looked up together: computing all keys is most of what a lookup costs.
+        found = self._lookup(torch.stack([self.query(unbind(latents, place)) for place in places], dim=1))
+        out = found[:, 0]
+        for number, place in enumerate(self.places, 1):
+            out = out + place(found[:, number])
+        return out
 
     def _lookup(self, query: Tensor) -> Tensor:
         if torch.is_grad_enabled():
@@ -180,10 +196,20 @@ class TableAdapter(LearnedAdapter):
     table: Tensor
 
     def __init__(
-        self, d_z: int, vocab: int, width: int, *, task_tokens: int, top: int, tau: float, hidden: int, size: int
+        self,
+        d_z: int,
+        vocab: int,
+        width: int,
+        *,
+        task_tokens: int,
+        top: int,
+        tau: float,
+        hidden: int,
+        size: int,
+        places: int = 1,
     ) -> None:
         self._chosen = min(size, vocab)
-        super().__init__(d_z, vocab, width, task_tokens=task_tokens, top=top, tau=tau, hidden=hidden)
+        super().__init__(d_z, vocab, width, task_tokens=task_tokens, top=top, tau=tau, hidden=hidden, places=places)
 
     def _make_keys(self, d_z: int, vocab: int, width: int) -> None:
         self.register_buffer("entries", torch.arange(self._chosen)[:, None])

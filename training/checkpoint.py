@@ -94,9 +94,9 @@ def write(folder: Path, model: LatentModel, dtype: torch.dtype, **extra: Any) ->
         "latents": config.latent_len,
         "max_tokens": config.max_tokens,
     }
-    if config.span_type != "equal":
+    if config.cut != "equal":
         # Latents of other spans are other latents; absent, as before there was a choice, it keeps older fingerprints.
-        facts["span_type"] = config.span_type
+        facts["span_type"] = config.cut
     meta: dict[str, Any] = {
         "format": FORMAT,
         "version": VERSION,

@@ -29,7 +29,7 @@ from .fsq import PROFILES
 from .latents import parse
 from .lesson import STRIDE
 from .stages import Span, Stage, spans
-from .token_codes import PROFILE
+from .token_codes import BOOKS, PROFILE
 
 ENCODER_TYPES = ("embed_layer", "bytes")
 ADAPTER_TYPES = ("learned", "linear")
@@ -42,7 +42,7 @@ TASKS = ("answer", "reconstruct", "continue")
 """Tasks with learned rows, in the order in which their rows stand behind the latents. New ones go to the end."""
 COUNTS = (
     *("latent_len", "d_z", "k", "encoder_layers", "max_tokens", "task_tokens"),
-    *("lookup_top", "mlp_hidden", "fsq_hidden", "byte_width", "byte_layers", "lookup_size"),
+    *("lookup_top", "mlp_hidden", "fsq_hidden", "byte_width", "byte_layers", "lookup_size", "places"),
     *("batch", "micro_batch", "steps", "save_every", "eval_every", "eval_questions"),
 )
 """Options that are at least 1."""
@@ -84,6 +84,7 @@ class Config:
         calibration: how adapter rows are brought to the LLM's embedding statistics, see ``calibration.py``.
         anchor_text: text whose statistics ``calibration = "anchor_text"`` takes.
         span_type: how a text is cut into spans, one a latent: ``equal`` or ``salient``, see ``pooling``.
+        places: tokens that a latent names, by its lookup (see ``binding``); 1: the most salient of its span.
         salience: how sharply the start prefers rare tokens inside a span.
         mlp_hidden: hidden width of the learned adapter's MLP.
         fsq_profile: quantiser trained beside the raw latents: 1 (32 bits a latent), 2 (60 bits); 0: none.
@@ -161,6 +162,7 @@ class Config:
     anchor_text: str = ANCHOR_TEXT
     span_type: str = "salient"
     salience: float = 2.0
+    places: int = 1
     mlp_hidden: int = 1024
     fsq_profile: int = 0
     quantiser_type: str = "fsq"
@@ -240,6 +242,10 @@ class Config:
             raise _bad("teacher", "a checkpoint to learn from (or init, to go on from one)", self.teacher)
         if self.encoder_type == "bytes" and self.span_type == "salient" and not self.byte_lexicon:
             raise _bad("span_type", "equal where byte_lexicon is 0: nothing tells which bytes are rare", self.span_type)
+        if self.places > 1 and self.encoder_type == "bytes" and not self.byte_lexicon:
+            raise _bad("places", "1 where byte_lexicon is 0: nothing knows tokens by their bytes", self.places)
+        if self.places > 1 and self.adapter_type != "learned":
+            raise _bad("places", f"1 where adapter_type is {self.adapter_type}, which looks nothing up", self.places)
         if self.span_type == "salient" and self.window > PLACES:
             raise _bad("max_tokens", f"at most {PLACES * self.stride} where span_type is salient", self.max_tokens)
         if not self.anchor_text.strip():
@@ -249,6 +255,8 @@ class Config:
         check(self.features)
         if self.quantiser_type == "tokens" and self.fsq_profile != PROFILE:
             raise _bad("fsq_profile", f"{PROFILE} where quantiser_type is tokens", self.fsq_profile)
+        if self.fsq_profile and self.quantiser_type == "tokens" and self.places not in BOOKS:
+            raise _bad("places", f"one of {', '.join(map(str, BOOKS))} where codes are tokens", self.places)
         for choice in self.latent_choices:
             parse(choice)
         continued = max([self.continue_share, *(stage.continue_share for stage in self.stage)])
@@ -276,6 +284,11 @@ class Config:
     def stride(self) -> int:
         """Ids of the encoder that one of its states stands for: what lengths in tokens are multiplied by."""
         return STRIDE if self.encoder_type == "bytes" else 1
+
+    @property
+    def cut(self) -> str:
+        """How texts are cut, as metadata tell it: the span type, and the pieces of a span where there are several."""
+        return self.span_type if self.places == 1 else f"{self.span_type}/{self.places}"
 
     @property
     def window(self) -> int:

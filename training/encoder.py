@@ -14,14 +14,13 @@ Each latent is the sum of two paths, scaled to unit RMS:
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import LlamaConfig
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer, LlamaRMSNorm, LlamaRotaryEmbedding
 
+from .binding import Cut, Naming, group, piece_slots
 from .fsq import Quantiser
 from .pooling import SpanAttention, inside_mask, salient_spans, span_means, span_weights, to_latents, unit
 from .token_codes import TokenQuantiser
@@ -35,6 +34,7 @@ class EncoderFromEmbedLayer(nn.Module):
         d_z: width of a latent.
         salience: weight of the inverse document frequency inside a span at the start.
         span_type: how texts are cut, ``equal`` or ``salient`` (by inverse document frequency); see ``pooling``.
+        places: tokens that a latent names; see ``binding``.
 
     ``low_precision`` runs the copied layers under bf16 autocast (training only); everything behind them stays fp32,
     because a lookup by cosine at temperature 0.05 does not bear bf16 rounding. ``quantiser`` belongs to the encoder's
@@ -42,10 +42,12 @@ class EncoderFromEmbedLayer(nn.Module):
 
     Shapes: input_ids int64 [B,S], lengths int64 [B], slots int64 [M] -> latents f32 [B,M,d_z]. Slots beyond
     ``min(M, length)`` are zero; ``counts`` int64 [B] gives each text an M of its own, at most the number of slots.
-    ``spans`` bool [B,M,S] cuts the texts in another way.
+    ``cut`` cuts the texts in another way.
     """
 
-    def __init__(self, config: LlamaConfig, d_z: int, salience: float, span_type: str = "equal") -> None:
+    def __init__(
+        self, config: LlamaConfig, d_z: int, salience: float, span_type: str = "equal", places: int = 1
+    ) -> None:
         super().__init__()
         self.span_type = span_type
         width = config.hidden_size
@@ -64,6 +66,8 @@ class EncoderFromEmbedLayer(nn.Module):
         self.score = nn.Linear(width, 1, bias=False)
         self.pool = SpanAttention(width, config.num_attention_heads)
         self.out = nn.Linear(width, d_z, bias=False)
+        self.places = places
+        self.naming = Naming(places)
         nn.init.zeros_(self.score.weight)
         nn.init.zeros_(self.out.weight)
 
@@ -73,12 +77,12 @@ class EncoderFromEmbedLayer(nn.Module):
         lengths: Tensor,
         slots: Tensor,
         counts: Tensor | None = None,
-        spans: Tensor | None = None,
+        cut: Cut | None = None,
     ) -> Tensor:
         table: Tensor = self.get_buffer("embedding")
         embedded = F.embedding(input_ids, table).float()
-        if spans is None:
-            spans = self.spans(input_ids, lengths, slots, counts)
+        if cut is None:
+            cut = self.cut(input_ids, lengths, slots, counts)
         inside = inside_mask(lengths, input_ids.shape[1])
         if self.low_precision:
             with torch.autocast(embedded.device.type, torch.bfloat16):
@@ -86,14 +90,20 @@ class EncoderFromEmbedLayer(nn.Module):
         else:
             states = self._contextual(embedded, inside)
         states = states.float()
-        looked_up = self._lookup_path(embedded, states, spans, self.get_buffer("idf")[input_ids])
-        return to_latents(looked_up + self._context_path(states, spans, inside), spans)
+        looked_up = self._lookup_path(embedded, states, cut, self.get_buffer("idf")[input_ids])
+        return to_latents(looked_up + self._context_path(states, cut.spans, inside), cut.spans)
 
-    def spans(self, input_ids: Tensor, lengths: Tensor, slots: Tensor, counts: Tensor | None = None) -> Tensor:
-        """bool [B,M,S]: which tokens of its text each latent speaks of."""
+    def cut(
+        self, input_ids: Tensor, lengths: Tensor, slots: Tensor, counts: Tensor | None = None, places: int = 0
+    ) -> Cut:
+        """Which tokens of its text each latent speaks of; ``places``: and how many it names, where not the usual."""
+        places = places or self.places
+        pieces, own = piece_slots(slots, places), None if counts is None else counts * places
         if self.span_type == "salient":
-            return salient_spans(self.get_buffer("idf")[input_ids], lengths, slots, counts)
-        return span_weights(lengths, slots, input_ids.shape[1], counts)
+            found = salient_spans(self.get_buffer("idf")[input_ids], lengths, pieces, own)
+        else:
+            found = span_weights(lengths, pieces, input_ids.shape[1], own)
+        return group(found, lengths, slots, counts, places)
 
     def _contextual(self, x: Tensor, inside: Tensor) -> Tensor:
         positions = torch.arange(x.shape[1], device=x.device)[None, :]
@@ -105,12 +115,11 @@ class EncoderFromEmbedLayer(nn.Module):
         out: Tensor = self.norm(x)
         return out
 
-    def _lookup_path(self, embedded: Tensor, states: Tensor, spans: Tensor, idf: Tensor) -> Tensor:
+    def _lookup_path(self, embedded: Tensor, states: Tensor, cut: Cut, idf: Tensor) -> Tensor:
         keys = unit(self.projection(embedded - self.get_buffer("mean")))
         salience = self.sharpness * idf + self.score(states).squeeze(-1)
-        weight = torch.where(spans, salience[:, None, :], -1e4).softmax(-1)
-        # A unit vector has an RMS of d_z^-1/2; scaled to 1, so that one step of the context path is a small change.
-        out: Tensor = weight @ keys * math.sqrt(keys.shape[-1])
+        weight = torch.where(cut.pieces, salience[:, None, :], -1e4).softmax(-1) * cut.pieces
+        out: Tensor = self.naming(keys, weight, cut)
         return out
 
     def _context_path(self, states: Tensor, spans: Tensor, inside: Tensor) -> Tensor:

@@ -17,7 +17,6 @@ to its teacher's latents, because most of what it had to learn were the names of
 
 from __future__ import annotations
 
-import math
 from typing import Final
 
 import torch
@@ -26,6 +25,7 @@ from torch.nn import functional as F
 from transformers import LlamaConfig
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer, LlamaRMSNorm, LlamaRotaryEmbedding
 
+from .binding import Cut, Naming, group, piece_slots
 from .fsq import Quantiser
 from .lesson import STRIDE, states_of
 from .lexicon import Lexicon, Strings
@@ -66,6 +66,7 @@ class ByteLevelEncoder(nn.Module):
         salience: weight of the inverse document frequency inside a span at the start.
         span_type: how texts are cut, ``equal`` or, with a lexicon, ``salient``: a state has the inverse document
             frequency of the rarest string that begins in it; see ``pooling``.
+        places: strings of its lexicon that a latent names; see ``binding``.
 
     Shapes: input_ids int64 [B,S] bytes, lengths int64 [B] bytes, slots int64 [M] -> latents f32 [B,M,d_z]. A text has
     at most one latent for each started group of 4 bytes; slots beyond ``min(M, ceil(length / 4))`` are zero.
@@ -73,10 +74,17 @@ class ByteLevelEncoder(nn.Module):
     """
 
     def __init__(
-        self, d_z: int, width: int, layers: int, words: int = 0, salience: float = 2.0, span_type: str = "equal"
+        self,
+        d_z: int,
+        width: int,
+        layers: int,
+        words: int = 0,
+        salience: float = 2.0,
+        span_type: str = "equal",
+        places: int = 1,
     ) -> None:
         super().__init__()
-        self.span_type = span_type
+        self.span_type, self.places = span_type, places
         self.low_precision = False
         self.quantiser: Quantiser | TokenQuantiser | None = None
         heads = max(1, width // HEAD)
@@ -106,6 +114,7 @@ class ByteLevelEncoder(nn.Module):
             self.score = nn.Linear(width, STRIDE, bias=False)
             nn.init.zeros_(self.score.weight)
             nn.init.zeros_(self.out.weight)
+            self.naming = Naming(places)
 
     def forward(self, input_ids: Tensor, lengths: Tensor, slots: Tensor, counts: Tensor | None = None) -> Tensor:
         if self.low_precision:
@@ -115,36 +124,38 @@ class ByteLevelEncoder(nn.Module):
             states = self._states(input_ids, lengths)
         states = states.float()
         strings = None if self.lexicon is None else self.lexicon(input_ids, lengths)
-        spans = self._spans(strings, lengths, slots, counts, states.shape[1])
-        mean = span_means(spans, states)
+        cut = self._cut(strings, lengths, slots, counts, states.shape[1])
+        mean = span_means(cut.spans, states)
         z: Tensor = self.out(mean + self.pool(mean, states, inside_mask(states_of(lengths), states.shape[1])))
         if self.lexicon is not None and strings is not None:
-            z = z + self._lookup_path(self.lexicon, strings, states, spans, input_ids.shape[1])
-        return to_latents(z, spans)
+            z = z + self._lookup_path(self.lexicon, strings, states, cut, input_ids.shape[1])
+        return to_latents(z, cut.spans)
 
-    def spans(self, input_ids: Tensor, lengths: Tensor, slots: Tensor, counts: Tensor | None = None) -> Tensor:
-        """bool [B,M,ceil(S/4)]: which of a text's states each latent speaks of."""
+    def cut(self, input_ids: Tensor, lengths: Tensor, slots: Tensor, counts: Tensor | None = None) -> Cut:
+        """Which of a text's ceil(S/4) states each latent speaks of."""
         strings = None if self.lexicon is None else self.lexicon(input_ids, lengths)
-        return self._spans(strings, lengths, slots, counts, (input_ids.shape[1] + STRIDE - 1) // STRIDE)
+        return self._cut(strings, lengths, slots, counts, (input_ids.shape[1] + STRIDE - 1) // STRIDE)
 
-    def _spans(
-        self, strings: Strings | None, lengths: Tensor, slots: Tensor, counts: Tensor | None, size: int
-    ) -> Tensor:
+    def _cut(self, strings: Strings | None, lengths: Tensor, slots: Tensor, counts: Tensor | None, size: int) -> Cut:
+        pieces, own = piece_slots(slots, self.places), None if counts is None else counts * self.places
         if self.span_type == "equal" or self.lexicon is None or strings is None:
-            return span_weights(states_of(lengths), slots, size, counts)
-        salience = self.lexicon.salience(*strings)
-        salience = F.pad(salience, (0, size * STRIDE - salience.shape[1])).view(-1, size, STRIDE).amax(-1)
-        return salient_spans(salience, states_of(lengths), slots, counts)
+            found = span_weights(states_of(lengths), pieces, size, own)
+        else:
+            salience = self.lexicon.salience(*strings)
+            salience = F.pad(salience, (0, size * STRIDE - salience.shape[1])).view(-1, size, STRIDE).amax(-1)
+            found = salient_spans(salience, states_of(lengths), pieces, own)
+        return group(found, states_of(lengths), slots, counts, self.places)
 
-    def _lookup_path(self, lexicon: Lexicon, strings: Strings, states: Tensor, spans: Tensor, size: int) -> Tensor:
+    def _lookup_path(self, lexicon: Lexicon, strings: Strings, states: Tensor, cut: Cut, size: int) -> Tensor:
         entry, begin, found = strings
         # One score for each byte of a state; a string has that of its last byte, and is of the span that it begins in.
         score = self.score(states).flatten(1)[:, :size]
         salience = self.sharpness * F.embedding(entry, lexicon.idf[:, None])[..., 0] + score
-        inside = spans.transpose(1, 2).gather(1, (begin // STRIDE)[..., None].expand(-1, -1, spans.shape[1]))
+        pieces = cut.pieces
+        inside = pieces.transpose(1, 2).gather(1, (begin // STRIDE)[..., None].expand(-1, -1, pieces.shape[1]))
         inside = (inside & found[..., None]).transpose(1, 2)
         weight = torch.where(inside, salience[:, None, :], -1e4).softmax(-1) * inside
-        out: Tensor = weight @ F.embedding(entry, lexicon.keys) * math.sqrt(lexicon.keys.shape[1])
+        out: Tensor = self.naming(F.embedding(entry, lexicon.keys), weight, cut)
         return out
 
     def _states(self, input_ids: Tensor, lengths: Tensor) -> Tensor:

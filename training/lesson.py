@@ -16,6 +16,8 @@ from tokenizers import Tokenizer
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from .binding import Cut
+
 STRIDE: Final = 4
 """Bytes of one state of the student: two convolutions of stride 2."""
 
@@ -59,6 +61,12 @@ def lesson(tokenizer: Tokenizer, texts: Sequence[str]) -> Lesson:
         starts.append(torch.tensor([at[begin] for begin, _ in encoded.offsets], dtype=torch.int64))
     lengths = torch.tensor([len(row) for row in ids])
     return Lesson(pad_sequence(ids, True), lengths, pad_sequence(starts, True, -1))
+
+
+def token_cut(cut: Cut, starts: Tensor) -> Cut:
+    """The student's cut, in a teacher's tokens; arguments as of ``token_spans``."""
+    spans = token_spans(cut.spans, starts)
+    return Cut(token_spans(cut.pieces, starts) if cut.places else spans, cut.places, spans)
 
 
 def token_spans(spans: Tensor, starts: Tensor) -> Tensor:

@@ -44,9 +44,12 @@ def build_encoder(config: Config) -> EncoderFromEmbedLayer | ByteLevelEncoder:
     encoder: EncoderFromEmbedLayer | ByteLevelEncoder
     if config.encoder_type == "bytes":
         words, salience = config.byte_lexicon, config.salience
-        encoder = ByteLevelEncoder(config.d_z, config.byte_width, config.byte_layers, words, salience, config.span_type)
+        encoder = ByteLevelEncoder(
+            config.d_z, config.byte_width, config.byte_layers, words, salience, config.span_type, config.places
+        )
     else:
-        encoder = EncoderFromEmbedLayer(_first_layers(config), config.d_z, config.salience, config.span_type)
+        shape, places = _first_layers(config), config.places
+        encoder = EncoderFromEmbedLayer(shape, config.d_z, config.salience, config.span_type, places)
     if config.fsq_profile:
         encoder.quantiser = _quantiser(config)
     return encoder
@@ -54,7 +57,7 @@ def build_encoder(config: Config) -> EncoderFromEmbedLayer | ByteLevelEncoder:
 
 def _quantiser(config: Config) -> Quantiser | TokenQuantiser:
     if config.quantiser_type == "tokens":
-        return TokenQuantiser(config.d_z, read_config(resolve(config.encoder_llm).path).vocab_size)
+        return TokenQuantiser(config.d_z, read_config(resolve(config.encoder_llm).path).vocab_size, config.places)
     return Quantiser(config.d_z, config.fsq_profile, config.fsq_hidden)
 
 
@@ -78,14 +81,18 @@ def build_adapter(config: Config, vocab: int, width: int, foreign: bool = False)
     """
     rows = config.task_tokens * len(config.tasks)
     adapter: Adapter | LearnedAdapter
-    top, tau, hidden = config.lookup_top, config.lookup_tau, config.mlp_hidden
+    top, tau, hidden, places = config.lookup_top, config.lookup_tau, config.mlp_hidden, config.places
     if config.adapter_type == "linear":
         adapter = Adapter(config.d_z, width, rows)
     elif foreign:
         size = config.lookup_size
-        adapter = TableAdapter(config.d_z, vocab, width, task_tokens=rows, top=top, tau=tau, hidden=hidden, size=size)
+        adapter = TableAdapter(
+            config.d_z, vocab, width, task_tokens=rows, top=top, tau=tau, hidden=hidden, size=size, places=places
+        )
     else:
-        adapter = LearnedAdapter(config.d_z, vocab, width, task_tokens=rows, top=top, tau=tau, hidden=hidden)
+        adapter = LearnedAdapter(
+            config.d_z, vocab, width, task_tokens=rows, top=top, tau=tau, hidden=hidden, places=places
+        )
     if config.calibration != "none":
         adapter.calibration = Calibration(config.calibration)
     return adapter

@@ -14,7 +14,7 @@ from .bundles import needs_teacher, weights
 from .config import Config
 from .encoder_bytes import ByteLevelEncoder
 from .injection import Injection
-from .lesson import token_spans
+from .lesson import token_cut
 from .llm import LMWrapper
 from .loss import (
     AnswerWeights,
@@ -137,10 +137,10 @@ def latent_terms(model: LatentModel, batch: Batch, z: Tensor) -> Terms:
     assert lesson is not None
     assert isinstance(model.encoder, ByteLevelEncoder)
     with torch.no_grad():
-        own = model.encoder.spans(batch.input_ids, batch.lengths, batch.slots, batch.counts)
-        spans = token_spans(own, lesson.starts)
-        goal = model.teacher(lesson.input_ids, lesson.lengths, batch.slots, spans=spans)
-    cos, mse = latent_losses(z, goal, spans.any(-1))
+        own = model.encoder.cut(batch.input_ids, batch.lengths, batch.slots, batch.counts)
+        cut = token_cut(own, lesson.starts)
+        goal = model.teacher(lesson.input_ids, lesson.lengths, batch.slots, cut=cut)
+    cos, mse = latent_losses(z, goal, cut.spans.any(-1))
     return {"latent_cos": cos, "latent_mse": mse}
 
 

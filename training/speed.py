@@ -75,8 +75,10 @@ class Flops:
         # A stored table has no keys to compute, but turns the query.
         key, turn = (0, d_z * d_z) if isinstance(adapter, TableAdapter) else (width * d_z, 0)
         # All keys and all scores once, without gradient; keys of the winners again, with it.
-        lookup = adapter.size * (key + slots * d_z) + 3 * slots * (adapter.top * key + turn)
-        return lookup + 3 * slots * (adapter.up.weight.numel() + adapter.down.weight.numel())
+        named = slots * (1 + len(adapter.places))
+        lookup = adapter.size * (key + named * d_z) + 3 * named * (adapter.top * key + turn)
+        matrices = adapter.up.weight.numel() + adapter.down.weight.numel() + len(adapter.places) * width * width
+        return lookup + 3 * slots * matrices
 
 
 def _tree(tree: Tree, cost: _Costs, llm: LMWrapper) -> int:

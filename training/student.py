@@ -86,6 +86,7 @@ def _start_words(model: LatentModel, teacher: EncoderFromEmbedLayer, texts: Sequ
     start_lexicon(encoder.lexicon, strings, token_keys(teacher, table[chosen]), teacher.get_buffer("idf")[chosen])
     with torch.no_grad():
         encoder.sharpness.copy_(teacher.sharpness)
+        encoder.naming.load_state_dict(teacher.naming.state_dict())
 
 
 def _read(model: LatentModel, folder: Path) -> tuple[dict[str, Any], Config]:
@@ -95,6 +96,7 @@ def _read(model: LatentModel, folder: Path) -> tuple[dict[str, Any], Config]:
     for name, wanted, came in (
         ("encoder_type", "embed_layer", config.encoder_type),
         ("d_z", model.config.d_z, config.d_z),
+        ("places", model.config.places, config.places),
     ):
         if wanted != came:
             raise ModelError(

@@ -10,6 +10,12 @@ quantisation, Juang and Gray 1982), hold it:
     word = i + 2^15 j1 + 2^21 j2 + 2^27 j3, cut into 16 digits of base 4: on the wire profile 1 of the codec fsq, whose
     codes mean what the encoder's quantiser says
 
+Where a latent names two tokens (binding.py), the second takes the place of two codebooks and most of the third, and
+``s`` binds its key to that place:
+
+    i = argmax z K^T,   j = argmax s^-1(z - a K_i) K^T,   k = argmin |z - a K_i - b s(K_j) - C_k|
+    word = i + 2^15 j + 2^30 k
+
 ``K`` are the unit keys of tokens by the encoder's own projection, ``a`` the mean of ``z K_i``; the codebooks come from
 sample latents by k-means. Rounding has no gradient: it passes straight through, as in finite scalar quantisation
 (fsq.py).
@@ -23,14 +29,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from .binding import bind, unbind
 from .pooling import unit
 
 PROFILE: Final = 1
 DIGITS: Final = 16
 BASE: Final = 4
 ENTRIES: Final = 1 << 15
-BOOKS: Final = (64, 64, 32)
-"""Entries of the codebooks, one stage after the other: with a token's 15 bits they make 32."""
+BOOKS: Final = {1: (64, 64, 32), 2: (4,)}
+"""Tokens named -> entries of the codebooks, one stage after the other: with 15 bits a token they make 32."""
 BLOCK: Final = 4096
 """Entries compared at once: all scores of a batch would be hundreds of megabytes."""
 ROUNDS: Final = 16
@@ -43,22 +50,27 @@ class TokenQuantiser(nn.Module):
     Args:
         d_z: width of a latent.
         entries: tokens of the table, at most 32,768.
+        places: tokens that a latent names, one of ``BOOKS``.
 
-    Buffers, saved with the encoder: ``table`` f32 [N,d_z], unit rows; ``share`` f32 [], the ``a`` above; ``books`` f32
-    [160,d_z], one codebook after the other.
+    Buffers, saved with the encoder: ``table`` f32 [N,d_z], unit rows; ``share`` f32 [], the ``a`` above; ``shares`` f32
+    [P-1], its ``b``; ``books`` f32 [160 or 4,d_z], one codebook after the other.
     """
 
     table: Tensor
     share: Tensor
+    shares: Tensor
     books: Tensor
     powers: Tensor
 
-    def __init__(self, d_z: int, entries: int) -> None:
+    def __init__(self, d_z: int, entries: int, places: int = 1) -> None:
         super().__init__()
+        self.places, self.sizes = places, BOOKS[places]
         self.dims, self.levels = DIGITS, BASE
         self.register_buffer("table", torch.zeros(min(entries, ENTRIES), d_z))
         self.register_buffer("share", torch.ones(()))
-        self.register_buffer("books", torch.zeros(sum(BOOKS), d_z))
+        if places > 1:
+            self.register_buffer("shares", torch.ones(places - 1))
+        self.register_buffer("books", torch.zeros(sum(self.sizes), d_z))
         self.register_buffer("powers", BASE ** torch.arange(DIGITS), persistent=False)
 
     def forward(self, z: Tensor, rounded: Tensor) -> Tensor:
@@ -69,9 +81,11 @@ class TokenQuantiser(nn.Module):
 
     def codes(self, z: Tensor) -> Tensor:
         """What travels, int64 [B,M,16], each 0..3."""
-        word = self.pursue(unit(z))
-        rest, power = self.rest(z, word), ENTRIES
-        for book in self.books.split(BOOKS):
+        tokens, rest = self.named(z)
+        word, power = tokens[0], ENTRIES
+        for token in tokens[1:]:
+            word, power = word + power * token, power * ENTRIES
+        for book in self.books.split(self.sizes):
             # The nearest entry: |r - c|^2 without |r|^2, which is the same for all.
             near = (rest @ book.T - 0.5 * book.square().sum(-1)).argmax(-1)
             rest = rest - F.embedding(near, book)
@@ -82,16 +96,27 @@ class TokenQuantiser(nn.Module):
     def latents(self, codes: Tensor) -> Tensor:
         """What the reader makes of it, f32 [B,M,d_z]; numbers beyond the table are its last entry."""
         word = (codes * self.powers).sum(-1)
-        z = self.share * F.embedding((word % ENTRIES).clamp(max=len(self.table) - 1), self.table)
-        word = word // ENTRIES
-        for book in self.books.split(BOOKS):
+        z = torch.zeros((), device=word.device)
+        for place in range(self.places):
+            z = z + self._key((word % ENTRIES).clamp(max=len(self.table) - 1), place)
+            word = word // ENTRIES
+        for book in self.books.split(self.sizes):
             z = z + F.embedding(word % len(book), book)
             word = word // len(book)
         return z * torch.rsqrt(z.square().mean(-1, keepdim=True) + 1e-6)
 
-    def rest(self, z: Tensor, token: Tensor) -> Tensor:
-        """What the codebooks are for: f32 [B,M,d_z] in units of a unit latent, less its token's share."""
-        return unit(z) - self.share * F.embedding(token, self.table)
+    def named(self, z: Tensor) -> tuple[list[Tensor], Tensor]:
+        """The tokens int64 [B,M] that latents name, and what is left for the codebooks: f32 [B,M,d_z] in units of a
+        unit latent."""
+        rest, tokens = unit(z), []
+        for place in range(self.places):
+            tokens.append(self.pursue(unbind(rest, place)))
+            rest = rest - self._key(tokens[-1], place)
+        return tokens, rest
+
+    def _key(self, token: Tensor, place: int) -> Tensor:
+        share = self.shares[place - 1] if place else self.share
+        return share * bind(F.embedding(token, self.table), place)
 
     def pursue(self, x: Tensor) -> Tensor:
         """Number int64 [B,M] of the entry nearest in direction to f32 [B,M,d_z]."""
@@ -108,10 +133,14 @@ class TokenQuantiser(nn.Module):
 def start_token_quantiser(quantiser: TokenQuantiser, keys: Tensor, z: Tensor) -> None:
     """Take unit keys f32 [N,d_z] as the table, and codebooks from sample latents f32 [K,d_z]."""
     quantiser.table.copy_(keys)
-    token = torch.cat([quantiser.pursue(unit(part)[None])[0] for part in z.split(1024)])
-    quantiser.share.copy_((unit(z) * F.embedding(token, quantiser.table)).sum(-1).mean())
-    rest = quantiser.rest(z, token)
-    for book in quantiser.books.split(BOOKS):
+    rest = unit(z)
+    for place in range(quantiser.places):
+        token = torch.cat([quantiser.pursue(unbind(part, place)[None])[0] for part in rest.split(1024)])
+        key = bind(F.embedding(token, quantiser.table), place)
+        share = (rest * key).sum(-1).mean()
+        (quantiser.shares[place - 1] if place else quantiser.share).copy_(share)
+        rest = rest - share * key
+    for book in quantiser.books.split(quantiser.sizes):
         book.copy_(_means(rest, len(book)))
         rest = rest - F.embedding(torch.cdist(rest, book).argmin(-1), book)
 

@@ -14,6 +14,7 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from .batch import pad
+from .encoder import EncoderFromEmbedLayer
 from .llm import LMWrapper
 from .model import LatentModel
 
@@ -63,8 +64,17 @@ def token_latents(model: LatentModel, pieces: Sequence[str]) -> Tensor:
     for at in range(0, len(order), BATCH):
         chosen = order[at : at + BATCH]
         input_ids, lengths = (t.to(device) for t in pad([ids[i] for i in chosen]))
-        out[chosen] = model.encode(input_ids, lengths, 1)[:, 0].cpu()
+        out[chosen] = _alone(model, input_ids, lengths).cpu()
     return out
+
+
+def _alone(model: LatentModel, input_ids: Tensor, lengths: Tensor) -> Tensor:
+    """f32 [B,d_z], one latent of each text that names one token: what a lookup finds at the first place."""
+    encoder, slots = model.encoder, torch.arange(1, device=input_ids.device)
+    if isinstance(encoder, EncoderFromEmbedLayer):
+        cut = encoder.cut(input_ids, lengths, slots, places=1)
+        return encoder(input_ids, lengths, slots, cut=cut)[:, 0]  # type: ignore[no-any-return]  # a module's call
+    return model.encode(input_ids, lengths, 1)[:, 0]
 
 
 def embed_text(llm: LMWrapper, table: Tensor, texts: Sequence[str], most: int) -> Tensor:

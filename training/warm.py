@@ -26,6 +26,8 @@ from .model import LatentModel
 
 QUANTISER = "quantiser."
 """How the names of a quantiser's tensors begin, in the file of the encoder."""
+PLACES = ("places.", "naming.")
+"""How the names begin of what names further tokens: a run may add it to a checkpoint without."""
 
 
 def start_from(model: LatentModel, folder: Path, texts: Sequence[str]) -> dict[str, tuple[str, ...]]:
@@ -54,7 +56,7 @@ def start_from(model: LatentModel, folder: Path, texts: Sequence[str]) -> dict[s
     fitted = fitted and own == {name for name in found if name.startswith(QUANTISER)}
     if not fitted:
         found = {name: tensor for name, tensor in found.items() if not name.startswith(QUANTISER)}
-    _put(model.encoder, found, folder / encoder_file(), () if fitted else (QUANTISER,))
+    _put(model.encoder, found, folder / encoder_file(), PLACES if fitted else (QUANTISER, *PLACES))
     if not fitted:
         begin_quantiser(model, list(texts))
     return put_adapters(model, meta, folder, texts)
@@ -63,7 +65,8 @@ def start_from(model: LatentModel, folder: Path, texts: Sequence[str]) -> dict[s
 def _quantiser_of(config: Config) -> tuple[object, ...]:
     """What must be alike for a quantiser's weights to fit."""
     learned = (config.fsq_hidden,) if config.quantiser_type == "fsq" else ()
-    return (config.fsq_profile, config.quantiser_type, *learned) if config.fsq_profile else ()
+    named = (config.places,) if config.quantiser_type == "tokens" else ()
+    return (config.fsq_profile, config.quantiser_type, *learned, *named) if config.fsq_profile else ()
 
 
 def put_adapters(
@@ -83,7 +86,7 @@ def put_adapters(
         if rows < own.shape[0] and own.shape[1:] == tensors.get("task.weight", own).shape[1:]:
             known = tensors.get("task.weight", own[:0]).float()
             tensors["task.weight"] = torch.cat([known, own[rows:].detach().cpu().float()])
-        _put(model.adapter(llm), tensors, path, ())
+        _put(model.adapter(llm), tensors, path, PLACES)
         for kind, feature in model.features_of(llm).items():
             if kind in config.features:
                 load_feature(feature, meta, llm, folder)

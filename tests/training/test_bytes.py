@@ -24,7 +24,7 @@ from latentwire.training.config import Config
 from latentwire.training.data import read_questions
 from latentwire.training.encoder_bytes import ByteLevelEncoder
 from latentwire.training.evaluate import measure
-from latentwire.training.lesson import byte_ids, lesson, states_of, token_spans
+from latentwire.training.lesson import byte_ids, lesson, states_of, token_cut, token_spans
 from latentwire.training.lexicon import hash_of, start_lexicon
 from latentwire.training.model import build_encoder
 from latentwire.training.pooling import span_weights
@@ -224,9 +224,8 @@ def test_terms_by_hand(make: Make, tmp_path: Path) -> None:
     assert batch.lesson is not None
     encoder = trainer.model.encoder
     assert isinstance(encoder, ByteLevelEncoder)
-    own = encoder.spans(batch.input_ids, batch.lengths, batch.slots, batch.counts)
-    spans = token_spans(own, batch.lesson.starts)
-    goal = trainer.model.teacher(batch.lesson.input_ids, batch.lesson.lengths, batch.slots, spans=spans)
+    cut = token_cut(encoder.cut(batch.input_ids, batch.lengths, batch.slots, batch.counts), batch.lesson.starts)
+    goal = trainer.model.teacher(batch.lesson.input_ids, batch.lesson.lengths, batch.slots, cut=cut)
     same = latent_terms(trainer.model, batch, goal)
     assert same["latent_cos"].item() == pytest.approx(0, abs=1e-6)
     assert same["latent_mse"].item() == pytest.approx(0, abs=1e-6)

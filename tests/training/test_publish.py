@@ -57,7 +57,7 @@ def test_the_pieces_that_are_drawn_are_those_that_the_encoder_reads(run: Path, t
             ids = list(pipe.encoder_tokenizer.encode(text))
             count = min(8, len(ids))
             found = placed(pipe, [Latent(k, ()) for k in range(count)], text, 1)
-            spans = encoder.spans(torch.tensor([ids]), torch.tensor([len(ids)]), torch.arange(count))[0]
+            spans = encoder.cut(torch.tensor([ids]), torch.tensor([len(ids)]), torch.arange(count)).spans[0]
             starts = [*pipe.encoder_tokenizer.starts(text), len(text)]
             own = [row.nonzero()[:, 0].tolist() for row in spans]
             assert [(p.start, p.stop) for p in found] == [(starts[t[0]], starts[t[-1] + 1]) for t in own]

@@ -84,7 +84,7 @@ def test_the_start_names_a_token_of_each_span(make: Make) -> None:
     named = 0
     encoder = model.encoder
     assert isinstance(encoder, EncoderFromEmbedLayer)
-    spans = encoder.spans(torch.tensor([ids]), torch.tensor([len(ids)]), torch.arange(8))[0]
+    spans = encoder.cut(torch.tensor([ids]), torch.tensor([len(ids)]), torch.arange(8)).spans[0]
     for owned, token in zip(spans, nearest, strict=True):
         span = torch.tensor(ids)[owned]
         telling = set(span[idf[span] == idf[span].max()].tolist())

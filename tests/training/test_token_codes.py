@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from latentwire.core.errors import ModelError
 from latentwire.training import token_codes
+from latentwire.training.binding import bind
 from latentwire.training.building import open_checkpoint
 from latentwire.training.config import Config
 from latentwire.training.fsq import Quantiser
@@ -26,7 +27,7 @@ def quantiser(entries: int = 300, d_z: int = 48) -> TokenQuantiser:
     made, draw = TokenQuantiser(d_z, entries), torch.Generator().manual_seed(0)
     made.table.copy_(unit(torch.randn(entries, d_z, generator=draw)))
     # Each book holds smaller entries than the one before.
-    for book, size in zip(made.books.split(BOOKS), (0.4, 0.1, 0.02), strict=True):
+    for book, size in zip(made.books.split(BOOKS[1]), (0.4, 0.1, 0.02), strict=True):
         book.copy_(size * unit(torch.randn(len(book), d_z, generator=draw)))
     made.share.fill_(0.9)
     return made
@@ -37,7 +38,7 @@ def test_codes_by_hand() -> None:
     made = TokenQuantiser(4, 3)
     made.table.copy_(torch.eye(3, 4))
     made.share.fill_(0.5)
-    first, second, third = made.books.split(BOOKS)
+    first, second, third = made.books.split(BOOKS[1])
     first[5], second[3], third[1] = torch.tensor([[0.0, 0, 0, 0.5], [0.25, 0, 0, 0], [0, 0.125, 0, 0]])
     z = torch.tensor([[[0.25, 0.125, 0.5, 0.5]]])
     word = 2 + 5 * 2**15 + 3 * 2**21 + 1 * 2**27
@@ -52,7 +53,7 @@ def test_codes_by_hand() -> None:
 def test_what_is_a_token_and_entries_comes_back() -> None:
     made, draw = quantiser(), torch.Generator().manual_seed(1)
     parts = [made.share * made.table[torch.randint(300, (200,), generator=draw)]]
-    parts += [book[torch.randint(len(book), (200,), generator=draw)] for book in made.books.split(BOOKS)]
+    parts += [book[torch.randint(len(book), (200,), generator=draw)] for book in made.books.split(BOOKS[1])]
     z = torch.stack(parts).sum(0)[None]
     codes = made.codes(7 * z)
     assert int(codes.min()) >= 0
@@ -74,7 +75,7 @@ def test_each_book_brings_codes_nearer() -> None:
     start_token_quantiser(made, keys, z)
     kept = made.books.clone()
     found = []
-    for known in (0, BOOKS[0], sum(BOOKS[:2]), sum(BOOKS)):
+    for known in (0, BOOKS[1][0], sum(BOOKS[1][:2]), sum(BOOKS[1])):
         made.books.copy_(kept)
         made.books[known:] = 0
         found.append(float(F.cosine_similarity(made.latents(made.codes(z[None]))[0], z, dim=-1).mean()))
@@ -164,3 +165,44 @@ def test_a_checkpoint_with_codes_of_before_gets_new_ones(tiny_config: Callable[.
 def test_only_one_profile_has_room() -> None:
     with pytest.raises(ModelError, match=r"LW-3210 .*fsq_profile; expected 1 where quantiser_type is tokens, got 2"):
         Config(quantiser_type="tokens", fsq_profile=2)
+
+
+def test_two_tokens_by_hand() -> None:
+    """Token 2, token 1 at the second place, entry 3: 2 + 1 * 2^15 + 3 * 2^30."""
+    made = TokenQuantiser(256, 3, places=2)
+    made.table.copy_(torch.eye(3, 256))
+    made.share.fill_(0.8)
+    made.shares.fill_(0.5)
+    made.books[3, 255] = 0.2
+    z = torch.zeros(1, 1, 256)
+    # The key of token 1 stands 97 dimensions to the right of its own.
+    z[0, 0, 2], z[0, 0, 1 + 97], z[0, 0, 255] = 0.8, 0.5, 0.2
+    size = float(z.norm())
+    for part in (made.share, made.shares, made.books):
+        part /= size
+    word = 2 + 1 * 2**15 + 3 * 2**30
+    codes = made.codes(5 * z)
+    assert codes[0, 0].tolist() == [word // 4**k % 4 for k in range(16)]
+    torch.testing.assert_close(made.latents(codes), 16 * unit(z), atol=1e-4, rtol=1e-3)
+    assert made.latents(torch.full((1, 1, 16), 3)).isfinite().all()
+
+
+def test_two_tokens_come_back_from_what_names_two() -> None:
+    draw = torch.Generator().manual_seed(6)
+    keys = unit(torch.randn(500, 128, generator=draw))
+    first, second = (torch.randint(500, (800,), generator=draw) for _ in range(2))
+    z = keys[first] + 0.7 * bind(keys[second], 1) + 0.02 * torch.randn(800, 128, generator=draw)
+    made, one = TokenQuantiser(128, 500, places=2), TokenQuantiser(128, 500)
+    for each in (made, one):
+        start_token_quantiser(each, keys, z)
+    tokens, _ = made.named(z[None])
+    assert (tokens[0][0] == first).float().mean() > 0.99
+    assert (tokens[1][0] == second).float().mean() > 0.95
+    near = [float(F.cosine_similarity(each.latents(each.codes(z[None]))[0], z, dim=-1).mean()) for each in (made, one)]
+    assert near[0] > 0.95
+    assert near[0] > near[1] + 0.05
+
+
+def test_codes_name_two_tokens_at_most() -> None:
+    with pytest.raises(ModelError, match=r"LW-3210 .*places; expected one of 1, 2 where codes are tokens, got 3"):
+        Config(quantiser_type="tokens", fsq_profile=1, places=3)
