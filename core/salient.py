@@ -11,7 +11,7 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-SPAN_TYPES: Final = ("equal", "salient")
+SPAN_TYPES: Final = ("equal", "salient", "learned")
 STEPS: Final = 4
 """Levels of rarity for each unit (a factor e in document frequency): tokens of one level are spread evenly."""
 LEVELS: Final = 512

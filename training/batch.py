@@ -10,11 +10,13 @@ import numpy as np
 import torch
 from tokenizers import Tokenizer
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from ..core.prompt import EXAMPLE_TEMPLATE, Encode, join, question_ids
 from .config import TASKS
 from .crops import View, view
 from .data import Item, Question, cloze
+from .keeping import UNKNOWN, wanted_tokens
 from .latents import Choice, draw
 from .lesson import Lesson, lesson
 from .llm import Special
@@ -80,6 +82,7 @@ class Batch:
         rounded: bool [B], whose latents pass the quantiser.
         trees: one prefix tree per LLM, in the LLMs' order; none where only latents are learned.
         lesson: the same texts for a teacher encoder; None without one.
+        wanted: int64 [B,S], whether a token stands in an answer, see ``keeping``; None where nobody learns it.
     """
 
     input_ids: Tensor
@@ -89,6 +92,7 @@ class Batch:
     rounded: Tensor
     trees: tuple[Tree, ...]
     lesson: Lesson | None = None
+    wanted: Tensor | None = None
 
     def to(self, device: torch.device) -> Batch:
         """The same batch on another device; does not wait for the copy."""
@@ -150,6 +154,7 @@ def make_batch(
     text: bool = False,
     teacher: Tokenizer | None = None,
     example: Item | None = None,
+    keep: bool = False,
 ) -> Batch:
     """Draw branches for each item and pack them.
 
@@ -162,6 +167,7 @@ def make_batch(
         text: the prefix is the context as tokens (teacher, format stage) instead of latents.
         teacher: tokenizer of an encoder that makes the same latents, to learn from.
         example: a worked example that stands in front of every context, as text.
+        keep: label the tokens that stand in answers.
     """
     views = [_view(item, np.random.default_rng([*seed, b, *VIEW_DRAW]), encode, limits) for b, item in enumerate(items)]
     contexts = [encode(own.item.context)[: limits.max_tokens] for own in views]
@@ -180,7 +186,12 @@ def make_batch(
     # A character that the window splits is not the teacher's to read.
     texts = [own.item.context.encode()[: limits.max_tokens].decode(errors="ignore") for own in views] if teacher else []
     learned = lesson(teacher, texts) if teacher else None
-    return Batch(input_ids, lengths, slots, counts, torch.from_numpy(rounded), trees, learned)
+    labels = None
+    if keep:
+        read = zip((v.item for v in views), contexts, strict=True)
+        rows = [wanted_tokens(item.context, item.questions, encode, len(ids)) for item, ids in read]
+        labels = pad_sequence([torch.tensor(row) for row in rows], True, UNKNOWN)
+    return Batch(input_ids, lengths, slots, counts, torch.from_numpy(rounded), trees, learned, labels)
 
 
 def _view(item: Item, rng: np.random.Generator, encode: Encode, limits: Limits) -> View:

@@ -14,6 +14,7 @@ Terms, each a mean over the positions it concerns in one micro-batch, for one LL
     prefix_kd     the same at the words of questions and their anchors
     latent_cos    1 - cosine to the latents of a teacher encoder
     latent_mse    mean squared difference to them
+    keep          binary cross-entropy: does a token stand in an answer? (an encoder whose span_type is learned)
 
 A task that does not occur in a micro-batch adds nothing there. ``kd`` of the bundle ``default`` has the weight that
 the option ``kd_weight`` gives.
@@ -27,13 +28,16 @@ from typing import Final
 
 TERMS: Final = (
     *("ce", "answer", "k_token", "first_token", "reconstruct", "continue", "cloze"),
-    *("kd", "prefix_kd", "latent_cos", "latent_mse"),
+    *("kd", "prefix_kd", "latent_cos", "latent_mse", "keep"),
 )
 TEACHER_TERMS: Final = ("kd", "prefix_kd")
 """Terms for which the LLM also reads the full text."""
 
 LATENT_TERMS: Final = ("latent_cos", "latent_mse")
 """Terms for which a teacher encoder reads the text, and no LLM anything."""
+
+KEEP_TERM: Final = "keep"
+"""The term for which the encoder alone reads the text."""
 
 _PASSAGES = {"reconstruct": 1.0, "continue": 1.0, "cloze": 1.0}
 BUNDLES: Final[Mapping[str, Mapping[str, float]]] = MappingProxyType(
@@ -44,6 +48,7 @@ BUNDLES: Final[Mapping[str, Mapping[str, float]]] = MappingProxyType(
         "answer": {"answer": 1.0, "kd": 0.5, **_PASSAGES},
         "answer+seed": {"answer": 1.0, "first_token": 0.5, "kd": 0.5, **_PASSAGES},
         "latent": {"latent_cos": 1.0, "latent_mse": 1.0},
+        "keep": {"keep": 1.0},
     }
 )
 
@@ -68,4 +73,4 @@ def needs_lesson(found: Mapping[str, float]) -> bool:
 
 def needs_llms(found: Mapping[str, float]) -> bool:
     """Whether a term asks an LLM."""
-    return any(term not in LATENT_TERMS for term in found)
+    return any(term not in (*LATENT_TERMS, KEEP_TERM) for term in found)

@@ -15,7 +15,7 @@ from typing import Any, get_args, get_origin, get_type_hints
 
 from ..core.errors import ModelError
 from ..core.salient import PLACES, SPAN_TYPES
-from .bundles import BUNDLES
+from .bundles import BUNDLES, KEEP_TERM
 from .calibration import KINDS as CALIBRATIONS
 from .features.options import (
     CoprocessorOptions,
@@ -83,7 +83,8 @@ class Config:
         lookup_size: tokens with a key of their own, where the LLM is of another family than the encoder's.
         calibration: how adapter rows are brought to the LLM's embedding statistics, see ``calibration.py``.
         anchor_text: text whose statistics ``calibration = "anchor_text"`` takes.
-        span_type: how a text is cut into spans, one a latent: ``equal`` or ``salient``, see ``pooling``.
+        span_type: how a text is cut into spans, one a latent: ``equal``, ``salient``, see ``pooling``, or ``learned``,
+            see ``keeping``.
         places: tokens that a latent names, by its lookup (see ``binding``); 1: the most salient of its span.
         salience: how sharply the start prefers rare tokens inside a span.
         mlp_hidden: hidden width of the learned adapter's MLP.
@@ -242,12 +243,18 @@ class Config:
             raise _bad("teacher", "a checkpoint to learn from (or init, to go on from one)", self.teacher)
         if self.encoder_type == "bytes" and self.span_type == "salient" and not self.byte_lexicon:
             raise _bad("span_type", "equal where byte_lexicon is 0: nothing tells which bytes are rare", self.span_type)
+        if self.encoder_type == "bytes" and self.span_type == "learned":
+            raise _bad("span_type", "equal or salient where encoder_type is bytes", self.span_type)
+        bundles = {self.bundle, *(stage.bundle for stage in self.stage)}
+        if self.span_type != "learned" and any(KEEP_TERM in BUNDLES[name] for name in bundles if name):
+            raise _bad("span_type", "learned where the bundle keep is trained", self.span_type)
         if self.places > 1 and self.encoder_type == "bytes" and not self.byte_lexicon:
             raise _bad("places", "1 where byte_lexicon is 0: nothing knows tokens by their bytes", self.places)
         if self.places > 1 and self.adapter_type != "learned":
             raise _bad("places", f"1 where adapter_type is {self.adapter_type}, which looks nothing up", self.places)
-        if self.span_type == "salient" and self.window > PLACES:
-            raise _bad("max_tokens", f"at most {PLACES * self.stride} where span_type is salient", self.max_tokens)
+        if self.span_type != "equal" and self.window > PLACES:
+            most = f"at most {PLACES * self.stride} where span_type is {self.span_type}"
+            raise _bad("max_tokens", most, self.max_tokens)
         if not self.anchor_text.strip():
             raise _bad("anchor_text", "a text", self.anchor_text)
         if self.fsq_profile not in (0, *PROFILES):

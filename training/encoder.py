@@ -22,6 +22,7 @@ from transformers.models.llama.modeling_llama import LlamaDecoderLayer, LlamaRMS
 
 from .binding import Cut, Naming, group, piece_slots
 from .fsq import Quantiser
+from .keeping import Keep, as_salience
 from .pooling import SpanAttention, inside_mask, salient_spans, span_means, span_weights, to_latents, unit
 from .token_codes import TokenQuantiser
 
@@ -33,7 +34,8 @@ class EncoderFromEmbedLayer(nn.Module):
         config: the LLM's transformers config; ``num_hidden_layers`` is the number of layers kept here.
         d_z: width of a latent.
         salience: weight of the inverse document frequency inside a span at the start.
-        span_type: how texts are cut, ``equal`` or ``salient`` (by inverse document frequency); see ``pooling``.
+        span_type: how texts are cut, ``equal``, ``salient`` (by inverse document frequency) or ``learned`` (by what the
+            head ``keep`` says of each token); see ``pooling`` and ``keeping``.
         places: tokens that a latent names; see ``binding``.
 
     ``low_precision`` runs the copied layers under bf16 autocast (training only); everything behind them stays fp32,
@@ -68,6 +70,7 @@ class EncoderFromEmbedLayer(nn.Module):
         self.out = nn.Linear(width, d_z, bias=False)
         self.places = places
         self.naming = Naming(places)
+        self.keep = Keep(width) if span_type == "learned" else None
         nn.init.zeros_(self.score.weight)
         nn.init.zeros_(self.out.weight)
 
@@ -81,29 +84,46 @@ class EncoderFromEmbedLayer(nn.Module):
     ) -> Tensor:
         table: Tensor = self.get_buffer("embedding")
         embedded = F.embedding(input_ids, table).float()
-        if cut is None:
-            cut = self.cut(input_ids, lengths, slots, counts)
         inside = inside_mask(lengths, input_ids.shape[1])
-        if self.low_precision:
-            with torch.autocast(embedded.device.type, torch.bfloat16):
-                states = self._contextual(embedded, inside)
-        else:
-            states = self._contextual(embedded, inside)
-        states = states.float()
-        looked_up = self._lookup_path(embedded, states, cut, self.get_buffer("idf")[input_ids])
+        states = self._states(embedded, inside)
+        rarity: Tensor = self.get_buffer("idf")[input_ids]
+        # What is kept is a choice, which has no gradient; the head learns from questions.
+        kept = rarity if self.keep is None else as_salience(self.keep(states, inside[:, 0, 0])).detach()
+        if cut is None:
+            cut = self._cut(kept, lengths, slots, counts, self.places)
+        looked_up = self._lookup_path(embedded, states, cut, rarity, kept)
         return to_latents(looked_up + self._context_path(states, cut.spans, inside), cut.spans)
 
     def cut(
         self, input_ids: Tensor, lengths: Tensor, slots: Tensor, counts: Tensor | None = None, places: int = 0
     ) -> Cut:
         """Which tokens of its text each latent speaks of; ``places``: and how many it names, where not the usual."""
-        places = places or self.places
+        kept: Tensor = self.get_buffer("idf")[input_ids]
+        if self.keep is not None:
+            kept = as_salience(self.odds(input_ids, lengths))
+        return self._cut(kept, lengths, slots, counts, places or self.places)
+
+    def odds(self, input_ids: Tensor, lengths: Tensor) -> Tensor:
+        """Log-odds f32 [B,S] that each token is wanted (see ``keeping``); of an encoder with ``span_type`` learned."""
+        assert self.keep is not None
+        inside = inside_mask(lengths, input_ids.shape[1])
+        states = self._states(F.embedding(input_ids, self.get_buffer("embedding")).float(), inside)
+        out: Tensor = self.keep(states, inside[:, 0, 0])
+        return out
+
+    def _cut(self, kept: Tensor, lengths: Tensor, slots: Tensor, counts: Tensor | None, places: int) -> Cut:
         pieces, own = piece_slots(slots, places), None if counts is None else counts * places
-        if self.span_type == "salient":
-            found = salient_spans(self.get_buffer("idf")[input_ids], lengths, pieces, own)
+        if self.span_type == "equal":
+            found = span_weights(lengths, pieces, kept.shape[1], own)
         else:
-            found = span_weights(lengths, pieces, input_ids.shape[1], own)
+            found = salient_spans(kept, lengths, pieces, own)
         return group(found, lengths, slots, counts, places)
+
+    def _states(self, embedded: Tensor, inside: Tensor) -> Tensor:
+        if not self.low_precision:
+            return self._contextual(embedded, inside)
+        with torch.autocast(embedded.device.type, torch.bfloat16):
+            return self._contextual(embedded, inside).float()
 
     def _contextual(self, x: Tensor, inside: Tensor) -> Tensor:
         positions = torch.arange(x.shape[1], device=x.device)[None, :]
@@ -115,10 +135,16 @@ class EncoderFromEmbedLayer(nn.Module):
         out: Tensor = self.norm(x)
         return out
 
-    def _lookup_path(self, embedded: Tensor, states: Tensor, cut: Cut, idf: Tensor) -> Tensor:
+    def _lookup_path(self, embedded: Tensor, states: Tensor, cut: Cut, idf: Tensor, kept: Tensor) -> Tensor:
         keys = unit(self.projection(embedded - self.get_buffer("mean")))
         salience = self.sharpness * idf + self.score(states).squeeze(-1)
-        weight = torch.where(cut.pieces, salience[:, None, :], -1e4).softmax(-1) * cut.pieces
+        if self.keep is None:
+            weight = torch.where(cut.pieces, salience[:, None, :], -1e4).softmax(-1) * cut.pieces
+        else:
+            # The one token that a piece was cut for; a mixture with its neighbours would be the key of none.
+            best = torch.where(cut.pieces, kept[:, None, :], -1.0).argmax(-1, keepdim=True)
+            place = torch.arange(kept.shape[1], device=kept.device)
+            weight = ((place == best) & cut.pieces).to(keys.dtype)
         out: Tensor = self.naming(keys, weight, cut)
         return out
 

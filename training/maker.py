@@ -14,7 +14,7 @@ import torch
 from tokenizers import Tokenizer
 
 from .batch import Batch, Limits, make_batch
-from .bundles import needs_lesson, needs_llms, needs_teacher, weights
+from .bundles import KEEP_TERM, needs_lesson, needs_llms, needs_teacher, weights
 from .config import Config
 from .data import Item, Sampler, worked_example
 from .fsq import rounding_share
@@ -127,7 +127,8 @@ class Maker:
         readers = self.readers if needs_llms(terms) else ()
         teacher = self.encoder.tokenizer if needs_lesson(terms) else None
         example = self._example(span, number) if stream == 0 else None
-        batch = make_batch(items, self.encode, readers, limits, seed, teacher=teacher, example=example)
+        keep = KEEP_TERM in terms
+        batch = make_batch(items, self.encode, readers, limits, seed, teacher=teacher, example=example, keep=keep)
         teachers: tuple[Tree, ...] = ()
         if needs_teacher(terms):
             teachers = make_batch(items, self.encode, readers, limits, seed, text=True, example=example).trees

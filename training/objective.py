@@ -12,8 +12,10 @@ from torch.nn import functional as F
 from .batch import Batch
 from .bundles import needs_teacher, weights
 from .config import Config
+from .encoder import EncoderFromEmbedLayer
 from .encoder_bytes import ByteLevelEncoder
 from .injection import Injection
+from .keeping import keep_loss
 from .lesson import token_cut
 from .llm import LMWrapper
 from .loss import (
@@ -75,9 +77,15 @@ class Objective:
             batch: one tree for each LLM.
             teachers: the same branches behind the full text; needed where ``needs_teacher``.
         """
-        z = model.encode(batch.input_ids, batch.lengths, len(batch.slots), batch.counts)
-        total = torch.zeros((), device=z.device)
+        total = torch.zeros((), device=batch.input_ids.device)
         logged: Terms = {}
+        if batch.wanted is not None:
+            assert isinstance(model.encoder, EncoderFromEmbedLayer)
+            kept = keep_loss(model.encoder.odds(batch.input_ids, batch.lengths), batch.wanted)
+            total, logged["keep"] = total + self.terms["keep"] * kept, kept.detach()
+        if batch.lesson is None and not batch.trees:
+            return total, logged
+        z = model.encode(batch.input_ids, batch.lengths, len(batch.slots), batch.counts)
         if batch.lesson is not None:
             own = latent_terms(model, batch, z)
             total = sum((self.terms[name] * value for name, value in own.items() if name in self.terms), total)

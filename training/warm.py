@@ -26,8 +26,8 @@ from .model import LatentModel
 
 QUANTISER = "quantiser."
 """How the names of a quantiser's tensors begin, in the file of the encoder."""
-PLACES = ("places.", "naming.")
-"""How the names begin of what names further tokens: a run may add it to a checkpoint without."""
+ADDED = ("places.", "naming.", "keep.")
+"""How the names begin of what names further tokens and chooses them: a run may add it to a checkpoint without."""
 
 
 def start_from(model: LatentModel, folder: Path, texts: Sequence[str]) -> dict[str, tuple[str, ...]]:
@@ -56,7 +56,7 @@ def start_from(model: LatentModel, folder: Path, texts: Sequence[str]) -> dict[s
     fitted = fitted and own == {name for name in found if name.startswith(QUANTISER)}
     if not fitted:
         found = {name: tensor for name, tensor in found.items() if not name.startswith(QUANTISER)}
-    _put(model.encoder, found, folder / encoder_file(), PLACES if fitted else (QUANTISER, *PLACES))
+    _put(model.encoder, found, folder / encoder_file(), ADDED if fitted else (QUANTISER, *ADDED))
     if not fitted:
         begin_quantiser(model, list(texts))
     return put_adapters(model, meta, folder, texts)
@@ -86,7 +86,7 @@ def put_adapters(
         if rows < own.shape[0] and own.shape[1:] == tensors.get("task.weight", own).shape[1:]:
             known = tensors.get("task.weight", own[:0]).float()
             tensors["task.weight"] = torch.cat([known, own[rows:].detach().cpu().float()])
-        _put(model.adapter(llm), tensors, path, PLACES)
+        _put(model.adapter(llm), tensors, path, ADDED)
         for kind, feature in model.features_of(llm).items():
             if kind in config.features:
                 load_feature(feature, meta, llm, folder)
