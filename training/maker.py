@@ -163,6 +163,8 @@ class Maker:
         return own if own >= 0 else float(getattr(self.config, name))
 
     def _prose_share(self, span: Span) -> float:
+        if KEEP_TERM in weights(span.stage.bundle or self.config.bundle, self.config.kd_weight):
+            return 0.0  # nobody asked anything of passages
         return self._share(span, "prose_share")
 
     def _limits(self, span: Span, crop: int, continue_share: float | None = None) -> Limits:

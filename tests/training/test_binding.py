@@ -36,7 +36,7 @@ def test_binding_comes_off_again_and_hides_a_key() -> None:
 
 
 def test_latents_take_pieces_in_turn() -> None:
-    """Three latents of two places over texts of 6, 4 and 2 tokens, each token a piece, and of 9 with 6 pieces."""
+    """Three latents of two places over texts of 6, 4, 2 and no tokens, each token a piece."""
     lengths, slots = torch.tensor([6, 4, 2, 0]), torch.arange(3)
     pieces = span_weights(lengths, piece_slots(slots, 2), 6)
     cut = group(pieces, lengths, slots, None, 2)
@@ -113,7 +113,7 @@ def test_bytes_name_strings_of_their_lexicon() -> None:
 
 
 def test_added_to_a_checkpoint_trained_published_and_read(tiny_config: Make, tmp_path: Path) -> None:
-    """Places begin with matrices of zeros: until they are trained, what was there answers."""
+    """The matrices of places begin at zero and are trained; what was trained is published and gone on from."""
     base = tiny_config(steps=2, d_z=32)
     Trainer(base, tmp_path / "a").train()
     more = replace(base, places=2, init=str(tmp_path / "a" / "last"), fsq_profile=1, quantiser_type="tokens")
@@ -149,7 +149,7 @@ def test_places_that_nothing_would_read(options: dict[str, object], told: str) -
         Config(**options)  # type: ignore[arg-type]
 
 
-def test_another_family_reads_places_too(tiny_config: Make) -> None:
+def test_another_family_reads_places_too() -> None:
     adapter = TableAdapter(256, 40, 24, task_tokens=1, top=2, tau=0.01, hidden=4, size=10, places=2).eval()
     keys = unit(torch.randn(10, 256, generator=torch.Generator().manual_seed(3)))
     adapter.set_table(torch.randn(40, 24, generator=torch.Generator().manual_seed(4)))

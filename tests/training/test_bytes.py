@@ -19,9 +19,10 @@ from latentwire.runtime import message
 from latentwire.runtime.options import CompressOptions
 from latentwire.runtime.pipeline import Pipeline
 from latentwire.training.building import open_checkpoint
-from latentwire.training.checkpoint import read_meta
+from latentwire.training.checkpoint import read_meta, save
 from latentwire.training.config import Config
 from latentwire.training.data import read_questions
+from latentwire.training.encoder import EncoderFromEmbedLayer
 from latentwire.training.encoder_bytes import ByteLevelEncoder
 from latentwire.training.evaluate import measure
 from latentwire.training.lesson import byte_ids, lesson, states_of, token_cut, token_spans
@@ -214,6 +215,29 @@ def test_it_learns_the_teacher_s_latents_without_an_llm(
     for name, parameter in trainer.model.teacher.named_parameters():
         assert torch.equal(parameter, before[name])
     assert not [n for n in trainer.model.state_dict() if "teacher" in n]
+
+
+def test_a_student_names_what_its_teacher_names(make: Make, base: Config, tmp_path: Path) -> None:
+    """Two tokens a latent: the teacher reads the student's pieces, and the student starts with the teacher's shares."""
+    two = Trainer(replace(base, places=2, steps=1), tmp_path / "t")
+    teacher = two.model.encoder
+    assert isinstance(teacher, EncoderFromEmbedLayer)
+    with torch.no_grad():
+        teacher.naming.share.fill_(0.4)
+    save(tmp_path / "two", two.model)
+    trainer = Trainer(make(steps=1, places=2, teacher=str(tmp_path / "two")), tmp_path / "s")
+    encoder, batch = trainer.model.encoder, trainer.maker(0).batch
+    assert isinstance(encoder, ByteLevelEncoder)
+    assert encoder.naming.share.item() == pytest.approx(0.4)
+    assert batch.lesson is not None
+    cut = token_cut(encoder.cut(batch.input_ids, batch.lengths, batch.slots, batch.counts), batch.lesson.starts)
+    assert cut.pieces.shape[1] == 2 * len(batch.slots)
+    for b, length in enumerate(batch.lesson.lengths.tolist()):
+        assert cut.pieces[b].sum(0).tolist() == [1] * length + [0] * (cut.pieces.shape[2] - length)
+    goal = trainer.model.teacher(batch.lesson.input_ids, batch.lesson.lengths, batch.slots, cut=cut)
+    assert goal.shape == (len(batch.lengths), len(batch.slots), base.d_z)
+    with pytest.raises(ModelError, match="a teacher of another places"):
+        Trainer(make(steps=1, teacher=str(tmp_path / "two")), tmp_path / "other")
 
 
 def test_terms_by_hand(make: Make, tmp_path: Path) -> None:
