@@ -42,8 +42,8 @@ class EncoderInfo:
         d_z: size of one latent.
         latents: M used when the caller names none.
         max_tokens: longest text in encoder tokens.
-        span_type: how it cuts a text, a latent for each piece: ``equal``, or ``salient``, see ``core.salient``; with
-            ``/P`` behind it, a latent for each P pieces.
+        span_type: how it cuts a text, a latent for each piece: ``equal``, ``salient``, see ``core.salient``, or
+            ``learned``, as its own graph says; with ``/P`` behind it, a latent for each P pieces.
     """
 
     kind: str

@@ -69,12 +69,14 @@ def join(source: Path, base: Path, about: Mapping[str, Any], overwrite: bool = F
     _check(shared, own, source)
     opened, meta = open_checkpoint(source, "cpu")
     encoder_fits(above, opened.source, base)
-    config = replace(shared, **{name: getattr(own, name) for name in ENCODER_OPTIONS}, init="", teacher=base.name)
+    # Stages of the encoder above are not this one's: an encoder of bytes cannot even have some of them.
+    kept = {name: getattr(own, name) for name in ENCODER_OPTIONS}
+    config = replace(shared, **kept, init="", teacher=base.name, stage=(), bundle="default")
     model = LatentModel(config, opened.encoder, {}, [], opened.source)
     if model.quantiser is not None:
         found = load_tensors(base / encoder_file())
-        kept = {n.removeprefix(QUANTISER): t for n, t in found.items() if n.startswith(QUANTISER)}
-        model.quantiser.load_state_dict({n: t.float() if t.is_floating_point() else t for n, t in kept.items()})
+        codes = {n.removeprefix(QUANTISER): t for n, t in found.items() if n.startswith(QUANTISER)}
+        model.quantiser.load_state_dict({n: t.float() if t.is_floating_point() else t for n, t in codes.items()})
     round_weights(model)
     with atomic_folder(joined_folder(base, config.encoder_type), overwrite=overwrite) as folder:
         written = write(folder, model, torch.float16, step=meta.get("step"), about=dict(about))

@@ -22,6 +22,8 @@ from .binding import unbind
 from .calibration import Calibration
 from .pooling import unit
 
+BESIDE: Final = 0.5
+"""Share of each token after the first in a row that nothing was learned of yet."""
 BLOCK: Final = 65536
 """Keys that a query is compared with at once, while training."""
 
@@ -68,8 +70,9 @@ class LearnedAdapter(nn.Module):
         top: vocabulary entries mixed for one latent.
         tau: start of the softmax temperature.
         hidden: width of the MLP.
-        places: tokens that a latent names (see ``binding``). Each after the first is looked up in the same keys and
-            added through a matrix of its place.
+        places: tokens that a latent names (see ``binding``). All are looked up in the same keys. Where there are
+            several, each is added through a matrix of its place, and the MLP reads them too: in the latent their keys
+            lie over each other, behind the lookup they are apart.
 
     The table ``llm_embedding`` f32 [V,H] belongs to the frozen LLM (the *output* of its embedding module) and is
     neither trained nor saved here.
@@ -92,12 +95,16 @@ class LearnedAdapter(nn.Module):
         self.down = nn.Linear(hidden, width, bias=False)
         self.gain = nn.Parameter(torch.ones(width))
         self.bias = nn.Parameter(torch.zeros(width))
-        self.places = nn.ModuleList(nn.Linear(width, width, bias=False) for _ in range(places - 1))
+        several = range(places if places > 1 else 0)
+        self.places = nn.ModuleList(nn.Linear(width, width, bias=False) for _ in several)
+        self.reads = nn.ModuleList(nn.Linear(width, hidden, bias=False) for _ in several)
         self.task = TaskRows(task_tokens, width)
         self.calibration: Calibration | None = None
         nn.init.zeros_(self.down.weight)
-        for place in self.places:
-            nn.init.zeros_(place.weight)  # type: ignore[arg-type]  # a module list does not say of what
+        for number, place in enumerate(self.places):
+            # A row begins as the first token with half of each other one added; from zero that half is slow to learn.
+            start = BESIDE * torch.eye(width) if number else torch.zeros(width, width)
+            place.weight = nn.Parameter(start)  # type: ignore[assignment]  # a module list does not say of what
 
     def _make_keys(self, d_z: int, vocab: int, width: int) -> None:
         self.register_buffer("mean", torch.zeros(width))
@@ -113,23 +120,26 @@ class LearnedAdapter(nn.Module):
 
     def plain(self, latents: Tensor) -> Tensor:
         """Rows without calibration and task rows, f32 [B,M,H]."""
-        looked_up = self._named(latents) if len(self.places) else self._lookup(self.query(latents))
-        out: Tensor = (looked_up + self.rms * self.down(F.gelu(self.up(latents)))) * self.gain + self.bias
+        hidden = self.up(latents)
+        if len(self.places):
+            found = self._named(latents)
+            row = found[0]
+            for token, place, read in zip(found, self.places, self.reads, strict=True):
+                row, hidden = row + place(token), hidden + read(token / self.rms)
+        else:
+            row = self._lookup(self.query(latents))
+        out: Tensor = (row + self.rms * self.down(F.gelu(hidden))) * self.gain + self.bias
         return out
 
     def query(self, latents: Tensor) -> Tensor:
         """Unit vectors that are compared with the keys, f32 [B,M,d_z]."""
         return unit(latents)
 
-    def _named(self, latents: Tensor) -> Tensor:
-        """The tokens of all places, each through the matrix of its place, f32 [B,M,H]."""
-        places = range(1 + len(self.places))
+    def _named(self, latents: Tensor) -> tuple[Tensor, ...]:
+        """The tokens of all places, P times f32 [B,M,H]."""
         # Looked up together: computing all keys is most of what a lookup costs.
-        found = self._lookup(torch.stack([self.query(unbind(latents, place)) for place in places], dim=1))
-        out = found[:, 0]
-        for number, place in enumerate(self.places, 1):
-            out = out + place(found[:, number])
-        return out
+        queries = [self.query(unbind(latents, place)) for place in range(len(self.places))]
+        return self._lookup(torch.stack(queries, dim=1)).unbind(1)
 
     def _lookup(self, query: Tensor) -> Tensor:
         if torch.is_grad_enabled():

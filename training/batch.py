@@ -226,7 +226,8 @@ def _draw(item: Item, rng: np.random.Generator, limits: Limits) -> _Drawn:
         chosen = [item.questions[i] for i in order]
         return _Drawn(tuple((q, q.answers[rng.integers(len(q.answers))]) for q in chosen), ())
     cues = tuple(float(c) for c in rng.random(3) if rng.random() < limits.reconstruct_share)
-    asked = tuple((q, q.answers[0]) for q in cloze(item.context, rng, 4 - len(cues)))
+    blanks = 0 if limits.reconstruct_share == 1.0 else 4 - len(cues)
+    asked = tuple((q, q.answers[0]) for q in cloze(item.context, rng, blanks))
     # A passage without any blank to fill still teaches by reconstruction.
     cues = cues if cues or asked else (float(rng.random()),)
     return _Drawn(asked, cues, int(rng.integers(AHEAD[0], AHEAD[1] + 1)))

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 SHIFT: Final = 97
 """Prime, so that shifts of several places do not meet in any width of practice."""
-SHARE: Final = 0.7
+SHARE: Final = 0.85
 """What each token after the first counts at the start, where the first counts 1."""
 
 

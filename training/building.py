@@ -20,7 +20,7 @@ from .llm import LMWrapper
 from .model import LatentModel, build_adapter, build_encoder, key
 from .start import inverse_document_frequency, set_embedding, start_encoder, start_keys, start_rows, token_keys
 from .token_codes import TokenQuantiser, start_token_quantiser
-from .vocabulary import choose_tokens, embed_text, token_latents, token_texts
+from .vocabulary import choose_tokens, embed_text, only_tokens, token_latents, token_texts
 
 FITTED_TEXTS = 256
 """Texts whose latents a new quantiser is fitted to: 8,192 latents at M=32."""
@@ -95,6 +95,8 @@ def begin_adapter(model: LatentModel, llm: LMWrapper, texts: list[str]) -> None:
     table = llm.embedding.cpu()
     if isinstance(adapter, TableAdapter):
         pieces = token_texts(llm.tokenizer, len(table))
+        if model.config.span_type == "learned":
+            pieces = only_tokens(model.source.tokenizer, pieces)
         chosen = adapter.entries.cpu()[:, 0]
         if texts:
             chosen = choose_tokens(llm.tokenizer, texts, pieces, adapter.size)

@@ -15,6 +15,7 @@ Terms, each a mean over the positions it concerns in one micro-batch, for one LL
     latent_cos    1 - cosine to the latents of a teacher encoder
     latent_mse    mean squared difference to them
     keep          binary cross-entropy: does a token stand in an answer? (an encoder whose span_type is learned)
+    follow        the same of a byte encoder, to what the head of its teacher says
 
 A task that does not occur in a micro-batch adds nothing there. ``kd`` of the bundle ``default`` has the weight that
 the option ``kd_weight`` gives.
@@ -28,13 +29,16 @@ from typing import Final
 
 TERMS: Final = (
     *("ce", "answer", "k_token", "first_token", "reconstruct", "continue", "cloze"),
-    *("kd", "prefix_kd", "latent_cos", "latent_mse", "keep"),
+    *("kd", "prefix_kd", "latent_cos", "latent_mse", "keep", "follow"),
 )
 TEACHER_TERMS: Final = ("kd", "prefix_kd")
 """Terms for which the LLM also reads the full text."""
 
 LATENT_TERMS: Final = ("latent_cos", "latent_mse")
-"""Terms for which a teacher encoder reads the text, and no LLM anything."""
+"""Terms of latents, for which a teacher encoder reads the text, and no LLM anything."""
+
+FOLLOW_TERM: Final = "follow"
+"""The term for which a teacher's head reads the text, and no LLM anything."""
 
 KEEP_TERM: Final = "keep"
 """The term for which the encoder alone reads the text."""
@@ -49,6 +53,7 @@ BUNDLES: Final[Mapping[str, Mapping[str, float]]] = MappingProxyType(
         "answer+seed": {"answer": 1.0, "first_token": 0.5, "kd": 0.5, **_PASSAGES},
         "latent": {"latent_cos": 1.0, "latent_mse": 1.0},
         "keep": {"keep": 1.0},
+        "follow": {"follow": 1.0},
     }
 )
 
@@ -67,10 +72,10 @@ def needs_teacher(found: Mapping[str, float]) -> bool:
 
 
 def needs_lesson(found: Mapping[str, float]) -> bool:
-    """Whether a term compares with the latents of a teacher encoder."""
-    return any(term in found for term in LATENT_TERMS)
+    """Whether a term compares with a teacher encoder."""
+    return any(term in found for term in (*LATENT_TERMS, FOLLOW_TERM))
 
 
 def needs_llms(found: Mapping[str, float]) -> bool:
     """Whether a term asks an LLM."""
-    return any(term not in (*LATENT_TERMS, KEEP_TERM) for term in found)
+    return any(term not in (*LATENT_TERMS, KEEP_TERM, FOLLOW_TERM) for term in found)

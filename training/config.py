@@ -15,7 +15,7 @@ from typing import Any, get_args, get_origin, get_type_hints
 
 from ..core.errors import ModelError
 from ..core.salient import PLACES, SPAN_TYPES
-from .bundles import BUNDLES, KEEP_TERM
+from .bundles import BUNDLES, FOLLOW_TERM, KEEP_TERM, needs_lesson
 from .calibration import KINDS as CALIBRATIONS
 from .features.options import (
     CoprocessorOptions,
@@ -103,7 +103,8 @@ class Config:
         micro_batch: contexts in one forward pass.
         branch_tokens: at most this many branch positions behind one context; one branch is always kept.
         prose_share: share of micro-batches that come from ``prose``.
-        reconstruct_share: share of prose branches that ask for text verbatim, the others are cloze questions.
+        reconstruct_share: share of prose branches that ask for text verbatim, the others are cloze questions, of which
+            each passage has at least one unless this is 1.
         continue_share: share of passages whose following 32-64 tokens are asked for; needs the task ``continue``.
         example_share: share of micro-batches of questions that open with a worked example, another question with an
             excerpt of its text, as the protocol ``one-shot`` asks.
@@ -241,13 +242,17 @@ class Config:
             raise _bad("byte_width", "a multiple of 4", self.byte_width)
         if self.encoder_type == "bytes" and not (self.teacher or self.init):
             raise _bad("teacher", "a checkpoint to learn from (or init, to go on from one)", self.teacher)
-        if self.encoder_type == "bytes" and self.span_type == "salient" and not self.byte_lexicon:
+        if self.encoder_type == "bytes" and self.span_type != "equal" and not self.byte_lexicon:
             raise _bad("span_type", "equal where byte_lexicon is 0: nothing tells which bytes are rare", self.span_type)
-        if self.encoder_type == "bytes" and self.span_type == "learned":
-            raise _bad("span_type", "equal or salient where encoder_type is bytes", self.span_type)
         bundles = {self.bundle, *(stage.bundle for stage in self.stage)}
-        if self.span_type != "learned" and any(KEEP_TERM in BUNDLES[name] for name in bundles if name):
-            raise _bad("span_type", "learned where the bundle keep is trained", self.span_type)
+        heads = bundles & {KEEP_TERM, FOLLOW_TERM}
+        if self.span_type != "learned" and heads:
+            raise _bad("span_type", f"learned where the bundle {min(heads)} is trained", self.span_type)
+        if KEEP_TERM in heads and self.encoder_type == "bytes":
+            raise _bad("bundle", f"{FOLLOW_TERM} where encoder_type is bytes", KEEP_TERM)
+        for stage in self.stage:
+            if (stage.bundle or self.bundle) in heads and "encoder" not in stage.train:
+                raise _bad(f"train of stage {stage.name}", "encoder: its head is learned", list(stage.train))
         if self.places > 1 and self.encoder_type == "bytes" and not self.byte_lexicon:
             raise _bad("places", "1 where byte_lexicon is 0: nothing knows tokens by their bytes", self.places)
         if self.places > 1 and self.adapter_type != "learned":
@@ -274,9 +279,9 @@ class Config:
                 parse(choice)
             if strangers := sorted(set(stage.llms) - set(self.llms)):
                 raise _bad(f"llms of stage {stage.name}", "some of " + ", ".join(self.llms), strangers)
-        learns = "latent" in (self.bundle, *(stage.bundle for stage in self.stage))
+        learns = sorted(name for name in bundles if name and needs_lesson(BUNDLES[name]))
         if learns and (self.encoder_type != "bytes" or not self.teacher):
-            raise _bad("bundle", "encoder_type bytes and a teacher where latents are learned", "latent")
+            raise _bad("bundle", "encoder_type bytes and a teacher where latents or its head are learned", learns[0])
         if self.teacher_cache and self.teacher_top < 1:
             raise _bad("teacher_top", "at least 1 where a teacher_cache keeps them", self.teacher_top)
         for stage in self.stage:

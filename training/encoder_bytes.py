@@ -17,6 +17,7 @@ to its teacher's latents, because most of what it had to learn were the names of
 
 from __future__ import annotations
 
+import math
 from typing import Final
 
 import torch
@@ -25,8 +26,10 @@ from torch.nn import functional as F
 from transformers import LlamaConfig
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer, LlamaRMSNorm, LlamaRotaryEmbedding
 
+from ..core.salient import STEPS
 from .binding import Cut, Naming, group, piece_slots
 from .fsq import Quantiser
+from .keeping import Keep, as_salience
 from .lesson import STRIDE, states_of
 from .lexicon import Lexicon, Strings
 from .pooling import SpanAttention, inside_mask, salient_spans, span_means, span_weights, to_latents
@@ -35,6 +38,12 @@ from .token_codes import TokenQuantiser
 BYTES: Final = 256
 HEAD: Final = 44
 """Width of an attention head at the default width of 352; narrower encoders have one head less wide."""
+
+
+FAR: Final = float(1 << 20)
+"""Beyond all that strings are compared by."""
+RARER: Final = 64.0
+"""More than any inverse document frequency: one level of salience weighs more than any rarity."""
 
 
 class Halve(nn.Module):
@@ -65,7 +74,8 @@ class ByteLevelEncoder(nn.Module):
         words: strings of the lexicon; 0: none.
         salience: weight of the inverse document frequency inside a span at the start.
         span_type: how texts are cut, ``equal`` or, with a lexicon, ``salient``: a state has the inverse document
-            frequency of the rarest string that begins in it; see ``pooling``.
+            frequency of the rarest string that begins in it (see ``pooling``), or ``learned``: of the states in which
+            strings begin those count that the head ``keep`` likes best (see ``keeping``), which follows a teacher's.
         places: strings of its lexicon that a latent names; see ``binding``.
 
     Shapes: input_ids int64 [B,S] bytes, lengths int64 [B] bytes, slots int64 [M] -> latents f32 [B,M,d_z]. A text has
@@ -115,55 +125,114 @@ class ByteLevelEncoder(nn.Module):
             nn.init.zeros_(self.score.weight)
             nn.init.zeros_(self.out.weight)
             self.naming = Naming(places)
+            self.word = nn.Linear(d_z, width, bias=False) if span_type == "learned" else None
+            if self.word is not None:
+                nn.init.zeros_(self.word.weight)
+        self.keep = Keep(width) if span_type == "learned" else None
 
-    def forward(self, input_ids: Tensor, lengths: Tensor, slots: Tensor, counts: Tensor | None = None) -> Tensor:
-        if self.low_precision:
-            with torch.autocast(input_ids.device.type, torch.bfloat16):
-                states = self._states(input_ids, lengths)
-        else:
-            states = self._states(input_ids, lengths)
-        states = states.float()
+    def forward(
+        self,
+        input_ids: Tensor,
+        lengths: Tensor,
+        slots: Tensor,
+        counts: Tensor | None = None,
+        cut: Cut | None = None,
+    ) -> Tensor:
         strings = None if self.lexicon is None else self.lexicon(input_ids, lengths)
-        cut = self._cut(strings, lengths, slots, counts, states.shape[1])
+        states = self._states(input_ids, lengths, strings)
+        salience = self._salience(states, strings, lengths, states.shape[1])
+        if cut is None:
+            cut = self._cut(salience, lengths, slots, counts, states.shape[1], self.places)
         mean = span_means(cut.spans, states)
         z: Tensor = self.out(mean + self.pool(mean, states, inside_mask(states_of(lengths), states.shape[1])))
-        if self.lexicon is not None and strings is not None:
-            z = z + self._lookup_path(self.lexicon, strings, states, cut, input_ids.shape[1])
+        if self.lexicon is not None and strings is not None and salience is not None:
+            z = z + self._lookup_path(self.lexicon, strings, states, cut, salience)
         return to_latents(z, cut.spans)
 
-    def cut(self, input_ids: Tensor, lengths: Tensor, slots: Tensor, counts: Tensor | None = None) -> Cut:
-        """Which of a text's ceil(S/4) states each latent speaks of."""
+    def cut(
+        self, input_ids: Tensor, lengths: Tensor, slots: Tensor, counts: Tensor | None = None, places: int = 0
+    ) -> Cut:
+        """Which of a text's ceil(S/4) states each latent speaks of; ``places``: and how many strings it names, where
+        not the usual."""
         strings = None if self.lexicon is None else self.lexicon(input_ids, lengths)
-        return self._cut(strings, lengths, slots, counts, (input_ids.shape[1] + STRIDE - 1) // STRIDE)
+        states = None if self.keep is None else self._states(input_ids, lengths, strings)
+        size = (input_ids.shape[1] + STRIDE - 1) // STRIDE
+        salience = self._salience(states, strings, lengths, size)
+        return self._cut(salience, lengths, slots, counts, size, places or self.places)
 
-    def _cut(self, strings: Strings | None, lengths: Tensor, slots: Tensor, counts: Tensor | None, size: int) -> Cut:
-        pieces, own = piece_slots(slots, self.places), None if counts is None else counts * self.places
-        if self.span_type == "equal" or self.lexicon is None or strings is None:
+    def odds(self, input_ids: Tensor, lengths: Tensor) -> Tensor:
+        """Log-odds f32 [B,ceil(S/4)] that what begins in each state is wanted; where ``span_type`` is learned."""
+        assert self.keep is not None
+        assert self.lexicon is not None
+        states = self._states(input_ids, lengths, self.lexicon(input_ids, lengths))
+        return self._odds(self.keep, states, lengths)
+
+    def _odds(self, keep: Keep, states: Tensor, lengths: Tensor) -> Tensor:
+        out: Tensor = keep(states, inside_mask(states_of(lengths), states.shape[1])[:, 0, 0])
+        return out
+
+    def _salience(self, states: Tensor | None, strings: Strings | None, lengths: Tensor, size: int) -> Tensor | None:
+        """f32 [B,ceil(S/4)], by which texts are cut; None without a lexicon."""
+        if self.lexicon is None or strings is None:
+            return None
+        rarity = self.lexicon.salience(*strings)
+        rarity = _in_states(rarity[..., None], size).amax(2)[..., 0]
+        if self.keep is None or states is None:
+            return rarity
+        # Where nothing of the lexicon begins, nothing can be named; what every text holds need not be.
+        return as_salience(self._odds(self.keep, states, lengths)).detach() * (rarity > 0)
+
+    def _cut(
+        self, salience: Tensor | None, lengths: Tensor, slots: Tensor, counts: Tensor | None, size: int, places: int
+    ) -> Cut:
+        pieces, own = piece_slots(slots, places), None if counts is None else counts * places
+        if self.span_type == "equal" or salience is None:
             found = span_weights(states_of(lengths), pieces, size, own)
         else:
-            salience = self.lexicon.salience(*strings)
-            salience = F.pad(salience, (0, size * STRIDE - salience.shape[1])).view(-1, size, STRIDE).amax(-1)
             found = salient_spans(salience, states_of(lengths), pieces, own)
-        return group(found, states_of(lengths), slots, counts, self.places)
+        return group(found, states_of(lengths), slots, counts, places)
 
-    def _lookup_path(self, lexicon: Lexicon, strings: Strings, states: Tensor, cut: Cut, size: int) -> Tensor:
+    def _lookup_path(self, lexicon: Lexicon, strings: Strings, states: Tensor, cut: Cut, salience: Tensor) -> Tensor:
         entry, begin, found = strings
-        # One score for each byte of a state; a string has that of its last byte, and is of the span that it begins in.
-        score = self.score(states).flatten(1)[:, :size]
-        salience = self.sharpness * F.embedding(entry, lexicon.idf[:, None])[..., 0] + score
-        pieces = cut.pieces
-        inside = pieces.transpose(1, 2).gather(1, (begin // STRIDE)[..., None].expand(-1, -1, pieces.shape[1]))
+        rarity = F.embedding(entry, lexicon.idf[:, None])[..., 0]
+        pieces, state = cut.pieces, begin // STRIDE
+        inside = pieces.transpose(1, 2).gather(1, state[..., None].expand(-1, -1, pieces.shape[1]))
         inside = (inside & found[..., None]).transpose(1, 2)
-        weight = torch.where(inside, salience[:, None, :], -1e4).softmax(-1) * inside
+        if self.keep is None:
+            # One score for each byte of a state; a string has that of its last byte, and is of the span it begins in.
+            score = self.score(states).flatten(1)[:, : entry.shape[1]]
+            weight = torch.where(inside, (self.sharpness * rarity + score)[:, None, :], -1e4).softmax(-1) * inside
+        else:
+            # The string that a piece was cut for: of its states that are wanted most, the rarest that begins there.
+            worth = ((salience * STEPS).floor().gather(1, state) * RARER + rarity)[:, None, :]
+            # A piece without one names its neighbour's, the last string that begins before its end, else the next.
+            place = torch.arange(entry.shape[1], device=entry.device)
+            end = (pieces * (torch.arange(pieces.shape[2], device=pieces.device) + 1)).amax(-1, keepdim=True)
+            near = torch.where(state[:, None, :] < end, place, -1 - place).to(worth.dtype)
+            here = inside.any(-1, keepdim=True)
+            asked = inside | (found[:, None, :] & (end > 0) & ~here)
+            best = torch.where(asked, torch.where(here, worth, near), -FAR).argmax(-1, keepdim=True)
+            weight = ((place == best) & asked).to(lexicon.keys.dtype)
         out: Tensor = self.naming(F.embedding(entry, lexicon.keys), weight, cut)
         return out
 
-    def _states(self, input_ids: Tensor, lengths: Tensor) -> Tensor:
-        """f [B,ceil(S/4),width]."""
+    def _states(self, input_ids: Tensor, lengths: Tensor, strings: Strings | None) -> Tensor:
+        """f32 [B,ceil(S/4),width]."""
+        if not self.low_precision:
+            return self._contextual(input_ids, lengths, strings)
+        with torch.autocast(input_ids.device.type, torch.bfloat16):
+            return self._contextual(input_ids, lengths, strings).float()
+
+    def _contextual(self, input_ids: Tensor, lengths: Tensor, strings: Strings | None) -> Tensor:
         real = torch.arange(input_ids.shape[1], device=input_ids.device)[None, :] < lengths[:, None]
         x = self.bytes(input_ids) * real[..., None]
         half = (lengths + 1) // 2
         x = self.second(self.first(x, half), (half + 1) // 2)
+        if self.keep is not None and self.lexicon is not None and self.word is not None and strings is not None:
+            entry, _, found = strings
+            keys = F.embedding(entry, self.lexicon.keys) * found[..., None]
+            # What ends in a state, where a string is known; as loud as a latent.
+            x = x + self.word(_in_states(keys, x.shape[1]).sum(2) * math.sqrt(keys.shape[-1]))
         positions = torch.arange(x.shape[1], device=x.device)[None, :]
         rotary = self.rotary(x, positions)
         mask = inside_mask(states_of(lengths), x.shape[1]).expand(-1, -1, x.shape[1], -1)
@@ -171,3 +240,8 @@ class ByteLevelEncoder(nn.Module):
             x = layer(x, attention_mask=mask, position_ids=positions, position_embeddings=rotary)
         out: Tensor = self.norm(x)
         return out
+
+
+def _in_states(x: Tensor, size: int) -> Tensor:
+    """f32 [B,S,D] of bytes as [B,size,4,D], padded with 0; ``size``: states, ceil(S/4)."""
+    return F.pad(x, (0, 0, 0, size * STRIDE - x.shape[1])).view(-1, size, STRIDE, x.shape[2])

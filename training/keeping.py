@@ -3,7 +3,8 @@
 It learns from questions: a token is *wanted* where it stands in an answer (binary cross-entropy over the tokens of
 contexts with questions). A text is then cut at the tokens that are wanted most (``span_type = "learned"``), so
 phrases that answers are made of stay whole, where a token's rarity alone keeps their rarest word. Selection of what a
-reader will need, as in extractive summarisation and selective context (Li et al., arXiv 2304.12102).
+reader will need, as in extractive summarisation and selective context (Li et al., arXiv 2304.12102). A byte encoder's
+head follows its teacher's, on texts of any kind.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -79,3 +81,19 @@ def keep_loss(odds: Tensor, wanted: Tensor) -> Tensor:
     known = wanted != UNKNOWN
     loss = F.binary_cross_entropy_with_logits(odds, wanted.clamp(min=0).to(odds.dtype), reduction="none")
     return (loss * known).sum() / known.sum().clamp(min=1)
+
+
+def follow_loss(odds: Tensor, told: Tensor, states: Tensor, inside: Tensor) -> Tensor:
+    """Mean binary cross-entropy of one head to what another one says of the same texts.
+
+    Args:
+        odds: f32 [B,S], of the states of this encoder.
+        told: f32 [B,T], log-odds of the other encoder's tokens.
+        states: int64 [B,T], the state in which each of them begins; -1 for padding. Of several in one state the
+            likeliest counts; a state in which none begins is not wanted.
+        inside: bool [B,S], real states.
+    """
+    likely = told.sigmoid() * (states >= 0)
+    goal = torch.zeros_like(odds).scatter_reduce(1, states.clamp(min=0), likely, "amax")
+    loss = F.binary_cross_entropy_with_logits(odds, goal, reduction="none")
+    return (loss * inside).sum() / inside.sum().clamp(min=1)

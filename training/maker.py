@@ -141,6 +141,9 @@ class Maker:
         """Micro-batch ``number`` of the format stage: full text, and every task that some stage asks for."""
         shares = [self._share(span, "continue_share") for span in self.spans]
         limits = self._limits(Span(self.spans[0].stage, 0, 1), 0, continue_share=max(shares))
+        # Passages that are only repeated in the first stage ask something here, or answers would never be asked for.
+        if limits.reconstruct_share == 1.0:
+            limits = replace(limits, reconstruct_share=0.5)
         stream, indices = self._chosen(number)
         items = [self.items[stream][i] for i in indices]
         return make_batch(items, self.encode, self.readers, limits, (self.config.seed, 0, number), text=True)

@@ -10,13 +10,13 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .batch import Batch
-from .bundles import needs_teacher, weights
+from .bundles import FOLLOW_TERM, KEEP_TERM, LATENT_TERMS, needs_teacher, weights
 from .config import Config
 from .encoder import EncoderFromEmbedLayer
 from .encoder_bytes import ByteLevelEncoder
 from .injection import Injection
-from .keeping import keep_loss
-from .lesson import token_cut
+from .keeping import follow_loss, keep_loss
+from .lesson import STRIDE, states_of, token_cut
 from .llm import LMWrapper
 from .loss import (
     AnswerWeights,
@@ -82,11 +82,14 @@ class Objective:
         if batch.wanted is not None:
             assert isinstance(model.encoder, EncoderFromEmbedLayer)
             kept = keep_loss(model.encoder.odds(batch.input_ids, batch.lengths), batch.wanted)
-            total, logged["keep"] = total + self.terms["keep"] * kept, kept.detach()
-        if batch.lesson is None and not batch.trees:
+            total, logged[KEEP_TERM] = total + self.terms[KEEP_TERM] * kept, kept.detach()
+        if FOLLOW_TERM in self.terms:
+            followed = follow_term(model, batch)
+            total, logged[FOLLOW_TERM] = total + self.terms[FOLLOW_TERM] * followed, followed.detach()
+        if not self.terms.keys() - {KEEP_TERM, FOLLOW_TERM}:
             return total, logged
         z = model.encode(batch.input_ids, batch.lengths, len(batch.slots), batch.counts)
-        if batch.lesson is not None:
+        if self.terms.keys() & set(LATENT_TERMS):
             own = latent_terms(model, batch, z)
             total = sum((self.terms[name] * value for name, value in own.items() if name in self.terms), total)
             logged |= {name: value.detach() for name, value in own.items()}
@@ -150,6 +153,19 @@ def latent_terms(model: LatentModel, batch: Batch, z: Tensor) -> Terms:
         goal = model.teacher(lesson.input_ids, lesson.lengths, batch.slots, cut=cut)
     cos, mse = latent_losses(z, goal, cut.spans.any(-1))
     return {"latent_cos": cos, "latent_mse": mse}
+
+
+def follow_term(model: LatentModel, batch: Batch) -> Tensor:
+    """How far the head of a byte encoder is from its teacher's, over the states of the texts."""
+    lesson = batch.lesson
+    assert lesson is not None
+    assert isinstance(model.encoder, ByteLevelEncoder)
+    with torch.no_grad():
+        told = model.teacher.odds(lesson.input_ids, lesson.lengths)
+    odds = model.encoder.odds(batch.input_ids, batch.lengths)
+    begin = torch.where(lesson.starts >= 0, lesson.starts // STRIDE, -1)
+    place = torch.arange(odds.shape[1], device=odds.device)
+    return follow_loss(odds, told, begin, place < states_of(batch.lengths)[:, None])
 
 
 def format_loss(config: Config, model: LatentModel, tree: Tree, llm: LMWrapper) -> Tensor:

@@ -21,6 +21,7 @@ from .optim import set_trained
 from .runfolder import to_toml
 from .speed import Flops, measure_peak
 from .stages import at
+from .student import teach
 from .train import Data
 from .tree import KINDS, Tree
 
@@ -35,6 +36,7 @@ def preview(config: Config) -> None:
     device = pick_device(config.device)
     data = Data.read(config)
     model = build_model(config, device)
+    teach(model)
     readers = [TextReader.of(llm) for llm in model.llms]
     maker = Maker(config, data.questions, data.prose, TextReader.of(model.source), readers)
     questions = sum(len(item.questions) for item in data.questions)
@@ -55,9 +57,12 @@ def _stages(config: Config, model: LatentModel, maker: Maker) -> None:
     print_table(["stage", "from", "to", "bundle", "terms", "trains"], rows)
     for span in config.spans():
         work = maker(span.start * per_step)
-        tree = work.batch.trees[0]
         print_text(f"\nfirst micro-batch of {span.stage.name}: {', '.join(f'{s}[{i}]' for s, i in work.origin)}")
         print_text(f"  encoder tokens {work.batch.lengths.tolist()}, latents {work.batch.counts.tolist()}")
+        if not work.batch.trees:
+            print_text("  no LLM reads it")
+            continue
+        tree = work.batch.trees[0]
         asked = ", ".join(f"{kind} {count}" for kind, count in zip(KINDS, tree.counts, strict=True))
         print_text(f"  rows of {tree.ids.shape[1]} positions, scored tokens: {asked}")
         for line in _spelled(model.llms[0], tree):

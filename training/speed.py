@@ -75,9 +75,10 @@ class Flops:
         # A stored table has no keys to compute, but turns the query.
         key, turn = (0, d_z * d_z) if isinstance(adapter, TableAdapter) else (width * d_z, 0)
         # All keys and all scores once, without gradient; keys of the winners again, with it.
-        named = slots * (1 + len(adapter.places))
+        named = slots * max(1, len(adapter.places))
         lookup = adapter.size * (key + named * d_z) + 3 * named * (adapter.top * key + turn)
-        matrices = adapter.up.weight.numel() + adapter.down.weight.numel() + len(adapter.places) * width * width
+        behind = (adapter.up, adapter.down, *adapter.places, *adapter.reads)
+        matrices = sum(m.weight.numel() for m in behind)  # type: ignore[misc, union-attr]
         return lookup + 3 * slots * matrices
 
 

@@ -25,12 +25,19 @@ TASK_WORDS = {
 """Words whose embeddings the task rows start from."""
 
 
-def principal(table: Tensor, rank: int) -> tuple[Tensor, Tensor]:
-    """Mean [H] and the ``rank`` leading principal directions [rank,H] of a table [V,H], in float64."""
+def principal(table: Tensor, rank: int, whiten: bool = False) -> tuple[Tensor, Tensor]:
+    """Mean [H] and the ``rank`` leading principal directions [rank,H] of a table [V,H], in float64.
+
+    ``whiten``: each divided by the deviation along it, so that rows of the table become nearly orthogonal.
+    """
     x = table.double()
     mean = x.mean(0)
     values, vectors = torch.linalg.eigh((x - mean).T @ (x - mean))
-    return mean.float(), vectors[:, values.argsort(descending=True)[:rank]].T.float().contiguous()
+    leading = values.argsort(descending=True)[:rank]
+    directions = vectors[:, leading].T
+    if whiten:
+        directions = directions * (len(x) / values[leading].clamp(min=1e-9)).sqrt()[:, None]
+    return mean.float(), directions.float().contiguous()
 
 
 def inverse_document_frequency(documents: Iterable[Sequence[int]], vocab: int) -> Tensor:
@@ -45,10 +52,14 @@ def inverse_document_frequency(documents: Iterable[Sequence[int]], vocab: int) -
 
 @torch.no_grad()
 def start_encoder(encoder: EncoderFromEmbedLayer, llm: LMWrapper, idf: Tensor) -> None:
-    """Copy the LLM's first layers and set the projection to its principal directions."""
+    """Copy the LLM's first layers and set the projection to its principal directions.
+
+    Where a latent names several tokens, their keys must not look alike: of the plain directions one in eight second
+    tokens of English text is then mistaken for another (SmolLM2, d_z 256), of whitened ones hardly any.
+    """
     table = llm.embedding.cpu()
     set_embedding(encoder, table)
-    mean, directions = principal(table, encoder.projection.out_features)
+    mean, directions = principal(table, encoder.projection.out_features, whiten=encoder.places > 1)
     encoder.get_buffer("mean").copy_(mean)
     encoder.get_buffer("idf").copy_(idf)
     encoder.projection.weight.copy_(directions)

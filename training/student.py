@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from ..core.errors import ModelError
-from .bundles import needs_lesson, weights
+from .bundles import FOLLOW_TERM, needs_lesson, weights
 from .checkpoint import config_of, encoder_file, encoder_fits, load_module, load_tensors, read_meta
 from .config import Config
 from .encoder import EncoderFromEmbedLayer
@@ -28,10 +28,18 @@ def start_student(model: LatentModel, texts: Sequence[str]) -> dict[str, tuple[s
 
     Raises:
         ModelError: 3101, 3102 the teacher is for other models; 3204, 3220-3223 as for a checkpoint; 3210 its latents
-            are of another width, it is a byte encoder itself, or it has no quantiser where one is asked for.
+            are of another width, it is a byte encoder itself, it has no quantiser where one is asked for, or no stage
+            follows its head where texts are cut by one.
     """
     folder = Path(model.config.teacher)
     meta, config = _read(model, folder)
+    used = {span.stage.bundle or model.config.bundle for span in model.config.spans()}
+    if model.config.span_type == "learned" and FOLLOW_TERM not in used:
+        raise ModelError(
+            3210,
+            "a head that nothing teaches",
+            expected=f"expected a stage with the bundle {FOLLOW_TERM} where span_type is learned, got none",
+        )
     if model.quantiser is not None:
         found = load_tensors(folder / encoder_file())
         own = {n.removeprefix(QUANTISER): t.float() for n, t in found.items() if n.startswith(QUANTISER)}
@@ -53,13 +61,20 @@ def teach(model: LatentModel) -> None:
     """Load the teacher where a stage of the run learns latents from it; nothing else is done otherwise.
 
     Raises:
-        ModelError: as ``start_student``.
+        ModelError: as ``start_student``; 3210 also where the student has a head and the teacher none.
     """
     config = model.config
     if not any(needs_lesson(weights(s.stage.bundle or config.bundle, config.kd_weight)) for s in config.spans()):
         return
     folder = Path(config.teacher)
     _, own = _read(model, folder)
+    if config.span_type == "learned" != own.span_type:
+        raise ModelError(
+            3210,
+            "a teacher without a head that says what is wanted",
+            where=str(folder),
+            expected=f"expected span_type learned, got {own.span_type}",
+        )
     teacher = _open(model, own, folder)
     teacher.low_precision = config.precision == "bf16"
     model.learn_from(teacher.to(next(model.encoder.parameters()).device))

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from .batch import pad
 from .encoder import EncoderFromEmbedLayer
+from .encoder_bytes import ByteLevelEncoder
 from .llm import LMWrapper
 from .model import LatentModel
 
@@ -54,6 +55,16 @@ def choose_tokens(tokenizer: Tokenizer, texts: Sequence[str], pieces: Sequence[s
     return count.sort(descending=True, stable=True).indices[:size].sort().values
 
 
+def only_tokens(tokenizer: Tokenizer, pieces: Sequence[str]) -> list[str]:
+    """``pieces`` without those that another tokenizer reads as several tokens, or none.
+
+    An encoder that names one token of a piece would name them by the key of one of theirs, and a lookup could not tell
+    them from that token. Of what SmolLM2 reads of English text, 99.6 % are tokens of Gemma 3 too.
+    """
+    found = tokenizer.encode_batch(list(pieces), add_special_tokens=False)
+    return [piece if len(own.ids) == 1 else "" for piece, own in zip(pieces, found, strict=True)]
+
+
 @torch.no_grad()
 def token_latents(model: LatentModel, pieces: Sequence[str]) -> Tensor:
     """f32 [N,d_z], the one latent of each text; zero for an empty one."""
@@ -71,10 +82,9 @@ def token_latents(model: LatentModel, pieces: Sequence[str]) -> Tensor:
 def _alone(model: LatentModel, input_ids: Tensor, lengths: Tensor) -> Tensor:
     """f32 [B,d_z], one latent of each text that names one token: what a lookup finds at the first place."""
     encoder, slots = model.encoder, torch.arange(1, device=input_ids.device)
-    if isinstance(encoder, EncoderFromEmbedLayer):
-        cut = encoder.cut(input_ids, lengths, slots, places=1)
-        return encoder(input_ids, lengths, slots, cut=cut)[:, 0]  # type: ignore[no-any-return]  # a module's call
-    return model.encode(input_ids, lengths, 1)[:, 0]
+    assert isinstance(encoder, (EncoderFromEmbedLayer, ByteLevelEncoder))
+    cut = encoder.cut(input_ids, lengths, slots, places=1)
+    return encoder(input_ids, lengths, slots, cut=cut)[:, 0]  # type: ignore[no-any-return]  # a module's call
 
 
 def embed_text(llm: LMWrapper, table: Tensor, texts: Sequence[str], most: int) -> Tensor:

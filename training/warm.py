@@ -26,7 +26,7 @@ from .model import LatentModel
 
 QUANTISER = "quantiser."
 """How the names of a quantiser's tensors begin, in the file of the encoder."""
-ADDED = ("places.", "naming.", "keep.")
+ADDED = ("places.", "reads.", "naming.", "keep.", "word.")
 """How the names begin of what names further tokens and chooses them: a run may add it to a checkpoint without."""
 
 
@@ -95,8 +95,10 @@ def put_adapters(
 
 def _put(module: nn.Module, tensors: dict[str, Tensor], path: Path, optional: tuple[str, ...]) -> None:
     own = module.state_dict()
+    # A part is there or not: half of one is of another version.
+    absent = tuple(part for part in optional if not any(name.startswith(part) for name in tensors))
     for name in own.keys() | tensors.keys():
-        if name.startswith(optional) and optional and name not in tensors:
+        if absent and name.startswith(absent):
             continue
         wanted, came = (tuple(t[name].shape) if name in t else None for t in (own, tensors))
         if wanted != came:

@@ -31,8 +31,9 @@ from latentwire.training.llm import LMWrapper
 from latentwire.training.model import LatentModel, build_adapter
 from latentwire.training.pooling import unit
 from latentwire.training.stages import Stage
+from latentwire.training.start import principal
 from latentwire.training.train import Trainer
-from latentwire.training.vocabulary import choose_tokens, embed_text, token_latents, token_texts
+from latentwire.training.vocabulary import choose_tokens, embed_text, only_tokens, token_latents, token_texts
 
 CPU = torch.device("cpu")
 Make = Callable[..., Config]
@@ -317,3 +318,21 @@ def test_a_stage_may_train_one_part_for_one_llm(make: Make, tiny_gemma: Path, tm
     # A stage names an LLM that is not opened here.
     model, _ = open_checkpoint(tmp_path / "last", "cpu", llms=(trainer.config.llms[0],))
     assert [llm.name for llm in model.llms] == [trainer.model.llms[0].name]
+
+
+def test_whitened_keys_do_not_look_alike() -> None:
+    """A table that varies ten times as much in one direction as in the others: its rows become nearly orthogonal."""
+    table = torch.randn(400, 24, generator=torch.Generator().manual_seed(0)) * torch.tensor([10.0, *[1.0] * 23]) + 3
+    mean, plain = principal(table, 16)
+    _, white = principal(table, 16, whiten=True)
+    torch.testing.assert_close(((table - mean) @ white.T).var(0, correction=0), torch.ones(16), atol=1e-4, rtol=0)
+    keys = [unit((table - mean) @ directions.T) for directions in (plain, white)]
+    alike = [float((own @ own.T).abs().mean()) for own in keys]
+    assert alike[1] < 0.25
+    assert alike[0] > 2 * alike[1]
+
+
+def test_only_what_another_tokenizer_reads_as_one_token(tiny_llm: Path) -> None:
+    tokenizer = Tokenizer.from_file(str(tiny_llm / "tokenizer.json"))
+    one = token_texts(tokenizer, 384)[300]
+    assert only_tokens(tokenizer, [one, one + one, "", "\u6a4b"]) == [one, "", "", ""]

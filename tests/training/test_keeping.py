@@ -113,7 +113,12 @@ def test_texts_are_cut_at_what_is_wanted(tiny_config: Make, tmp_path: Path) -> N
     ("options", "told"),
     [
         ({"bundle": "keep"}, "span_type; expected learned where the bundle keep is trained"),
-        ({"encoder_type": "bytes", "teacher": "t", "span_type": "learned"}, "span_type; expected equal or salient"),
+        ({"bundle": "follow"}, "span_type; expected learned where the bundle follow is trained"),
+        ({"bundle": "follow", "span_type": "learned"}, "bundle; expected encoder_type bytes and a teacher"),
+        (
+            {"encoder_type": "bytes", "teacher": "t", "span_type": "learned", "bundle": "keep"},
+            "bundle; expected follow where encoder_type is bytes, got 'keep'",
+        ),
     ],
 )
 def test_what_nothing_could_learn(options: dict[str, object], told: str) -> None:

@@ -164,6 +164,23 @@ def test_the_teacher_reads_the_part_that_is_encoded_and_no_more() -> None:
     assert prefix == [990, *read[0].input_ids[0, : read[0].lengths[0]].tolist()]
 
 
+class _Any(_Reader):
+    def encode(self, text: str) -> list[int]:
+        return list(range(len(text.split())))
+
+
+def test_repetition_alone_asks_nothing_else() -> None:
+    """At a share of 1 no blank is asked for; below it every passage that has one asks at least one."""
+    passage = [Item("The bridge at Tolmin was built by Anton Kovac in 1887, beside the mill. " * 3, ())]
+    for share, asked in ((1.0, False), (0.99, True)):
+        limits = Limits(8, 2, 512, 400, reconstruct_share=share)
+        for number in range(4):
+            tree = make_batch(passage, _Any().encode, [_Any()], limits, (0, 1, number)).trees[0]
+            counts = dict(zip(KINDS, tree.counts, strict=True))
+            assert (counts["cloze"] > 0) == asked
+            assert counts["reconstruct"]
+
+
 def test_continuing_needs_its_task_rows() -> None:
     with pytest.raises(ModelError, match=r"LW-3210 .*tasks"):
         Config(continue_share=0.5)
