@@ -104,7 +104,7 @@ class LearnedAdapter(nn.Module):
         for number, place in enumerate(self.places):
             # A row begins as the first token with half of each other one added; from zero that half is slow to learn.
             start = BESIDE * torch.eye(width) if number else torch.zeros(width, width)
-            place.weight = nn.Parameter(start)  # type: ignore[assignment]  # a module list does not say of what
+            place.weight = nn.Parameter(start)
 
     def _make_keys(self, d_z: int, vocab: int, width: int) -> None:
         self.register_buffer("mean", torch.zeros(width))

@@ -77,8 +77,8 @@ class Flops:
         # All keys and all scores once, without gradient; keys of the winners again, with it.
         named = slots * max(1, len(adapter.places))
         lookup = adapter.size * (key + named * d_z) + 3 * named * (adapter.top * key + turn)
-        behind = (adapter.up, adapter.down, *adapter.places, *adapter.reads)
-        matrices = sum(m.weight.numel() for m in behind)  # type: ignore[misc, union-attr]
+        behind = (adapter.up, adapter.down, adapter.places, adapter.reads)
+        matrices = sum(p.numel() for module in behind for p in module.parameters() if p.ndim == 2)
         return lookup + 3 * slots * matrices
 
 
