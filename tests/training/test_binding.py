@@ -139,9 +139,9 @@ def test_added_to_a_checkpoint_trained_published_and_read(tiny_config: Make, tmp
     trainer = Trainer(more, tmp_path / "b")
     adapter = trainer.model.adapter(trainer.model.llms[0])
     assert isinstance(adapter, LearnedAdapter)
-    first, second = (place.weight for place in adapter.places)
+    first, second = adapter.places.parameters()
     assert not first.any()
-    assert torch.equal(second, 0.5 * torch.eye(len(second)))  # type: ignore[arg-type]
+    assert torch.equal(second, 0.5 * torch.eye(len(second)))
     matrices = [*adapter.places.parameters(), *adapter.reads.parameters()]
     start = [matrix.detach().clone() for matrix in matrices]
     trainer.train()

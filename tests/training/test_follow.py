@@ -111,20 +111,17 @@ def test_padding_and_neighbours_change_nothing(encoder: ByteLevelEncoder) -> Non
     torch.testing.assert_close(together, alone, atol=1e-5, rtol=1e-5)
 
 
+def of_bytes(base: Config, teacher: Path, *stages: Stage) -> Config:
+    """A small student of a teacher."""
+    student = replace(base, encoder_type="bytes", teacher=str(teacher), max_tokens=256, stage=stages)
+    return replace(student, byte_width=48, byte_layers=1, byte_lexicon=600)
+
+
 def test_it_follows_its_teacher_without_an_llm(tiny_config: Make, tiny_llm: Path, tmp_path: Path) -> None:
     keep = Stage("keep", steps=30, bundle="keep", prose_share=0.0, train=("encoder",))
     base = tiny_config(steps=30, stage=(keep,), span_type="learned", places=2, d_z=32, lr_new=3e-3, eval_every=100)
     Trainer(base, tmp_path / "a").train()
-    student = replace(
-        base,
-        encoder_type="bytes",
-        teacher=str(tmp_path / "a" / "last"),
-        byte_width=48,
-        byte_layers=1,
-        byte_lexicon=600,
-        max_tokens=256,
-        stage=(Stage("follow", steps=30, bundle="follow", train=("encoder",)),),
-    )
+    student = of_bytes(base, tmp_path / "a" / "last", Stage("follow", steps=30, bundle="follow", train=("encoder",)))
     trainer = Trainer(student, tmp_path / "b")
     before = {name: value.clone() for name, value in trainer.model.encoder.state_dict().items()}
     assert trainer.maker(0).batch.trees == ()
@@ -158,17 +155,7 @@ def test_it_follows_its_teacher_without_an_llm(tiny_config: Make, tiny_llm: Path
 def test_a_teacher_without_a_head(tiny_config: Make, tmp_path: Path) -> None:
     base = tiny_config(steps=1)
     Trainer(base, tmp_path / "a").train()
-    student = replace(
-        base,
-        encoder_type="bytes",
-        teacher=str(tmp_path / "a" / "last"),
-        byte_width=48,
-        byte_layers=1,
-        byte_lexicon=600,
-        max_tokens=256,
-        span_type="learned",
-        bundle="follow",
-    )
+    student = replace(of_bytes(base, tmp_path / "a" / "last"), span_type="learned", bundle="follow")
     with pytest.raises(ModelError, match=r"LW-3210.*without a head.*expected span_type learned, got salient"):
         Trainer(student, tmp_path / "b")
     with pytest.raises(ModelError, match=r"LW-3210.*a head that nothing teaches.*bundle follow"):
