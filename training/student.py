@@ -68,7 +68,7 @@ def teach(model: LatentModel) -> None:
         return
     folder = Path(config.teacher)
     _, own = _read(model, folder)
-    if config.span_type == "learned" != own.span_type:
+    if config.span_type == "learned" and own.span_type != "learned":
         raise ModelError(
             3210,
             "a teacher without a head that says what is wanted",

@@ -52,7 +52,7 @@ def encoder() -> ByteLevelEncoder:
 
 def test_loss_by_hand() -> None:
     """Two tokens in the first state, of which the likelier counts, none in the second, one in the third."""
-    odds = torch.tensor([[0.0, 0.0, 2.0, 9.0]])
+    odds = torch.tensor([[1.5, -1.0, 2.0, 9.0]])
     told = torch.tensor([[-1.0, 1.0, 0.5, 7.0]])
     inside = torch.tensor([[True, True, True, False]])
     likely = [torch.tensor(1.0).sigmoid(), torch.tensor(0.0), torch.tensor(0.5).sigmoid()]
