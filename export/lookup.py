@@ -1,6 +1,7 @@
 """An adapter's search among the LLM's tokens, in int8 first: for bundles whose decoder is int8 too.
 
-    unit vectors x keys [V,d_z] -> the best K        as traced: float32 products with every token of the vocabulary
+    unit vectors x keys [V,d_z] -> the best K        as traced: float32 products with every token of the vocabulary;
+                                                     vectors [B,M,d_z], or [B,P,M,d_z] where a latent names P tokens
 
     the same in int8 -> the best WIDER * K -> those in float32 -> the best K
 
@@ -17,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 
+from ..core.errors import BundleError
 from ..engines.ort_session import guarded, open_session
 from .external import write_weights
 from .graph import CONTRIB, Graph, drop_unused, save
@@ -25,6 +27,8 @@ from .projection import INT8_TOP, SMALLEST, UINT8_ZERO
 from .quantize import channel_scale
 
 WIDER: Final = 2
+APART: Final = 0.05
+"""Largest relative difference (Frobenius norm) of rows from the search as traced, for latents that are keys."""
 BLOCK: Final = 64
 """Tokens whose largest score is looked for first."""
 FILE: Final = "lookup.safetensors"
@@ -40,19 +44,23 @@ def quicken(folder: Path, width: int) -> bool:
         width: d_z.
 
     Raises:
-        BundleError: 4001 the graph cannot be run.
+        BundleError: 4001 the graph cannot be run; 4010 it finds other tokens than the one in float32.
     """
     path = folder / "adapter.onnx"
     model = read_model(path)
     search = _Search.find(model.graph)
     if search is None:
         return False
-    keys = _evaluated(model, search.keys, folder, width)
+    nothing = np.zeros((1, 1, width), np.float32)
+    keys = _evaluated(model, search.keys, folder, nothing)
+    some = keys[np.linspace(0, len(keys) - 1, 8).astype(int)].reshape(2, 4, width)
+    rows = model.graph.output[0].name
+    wanted = _evaluated(model, rows, folder, some)
     scale = channel_scale(keys.T, INT8_TOP)
     narrow = np.rint(keys.T / scale).astype(np.int8, order="C")
     layout = write_weights(folder / FILE, {"keys": keys.astype(np.float16), "keys.int8": narrow, "keys.scale": scale})
     g = Graph("lookup", layout, "lookup.")
-    search.rebuild(g, len(keys))
+    search.rebuild(g, len(keys), _evaluated(model, search.queries, folder, nothing).ndim - 1)
     at = list(model.graph.node).index(search.top)
     nodes = [*model.graph.node[:at], *g.nodes, *model.graph.node[at + 1 :]]
     del model.graph.node[:]
@@ -61,6 +69,10 @@ def quicken(folder: Path, width: int) -> bool:
     drop_unused(model.graph)
     if all(o.domain != CONTRIB for o in model.opset_import):
         model.opset_import.append(onnx.helper.make_opsetid(CONTRIB, 1))
+    apart = float(np.linalg.norm(_evaluated(model, rows, folder, some) - wanted) / np.linalg.norm(wanted))
+    if not apart <= APART:
+        told = f"expected a relative difference of at most {APART:g}, got {apart:.2g}"
+        raise BundleError(4010, "search in int8 gives other rows than in float32", where=path.name, expected=told)
     save(model, path)
     return True
 
@@ -85,8 +97,8 @@ class _Search:
             return None
         return cls(tops[0], product.input[0], turned.input[0], int(count.reshape(-1)[0]))
 
-    def rebuild(self, g: Graph, tokens: int) -> None:
-        """The same outputs from two rounds; ``tokens``: number of keys."""
+    def rebuild(self, g: Graph, tokens: int, axes: int) -> None:
+        """The same outputs from two rounds; ``tokens``: number of keys, ``axes``: of queries but the last."""
         last = g.constant("lookup.last", np.array([-1], np.int64))
         size = g.op("ReduceMax", g.op("Abs", self.queries), last, keepdims=1)
         size = g.op("Max", size, g.constant("lookup.smallest", np.array(SMALLEST, np.float32)))
@@ -96,26 +108,26 @@ class _Search:
         stored = step, g.weight("keys.scale"), zero
         rough = g.op("MatMulIntegerToFloat", rows, g.weight("keys.int8"), *stored, domain=CONTRIB)
         wider = min(self.count * WIDER, tokens)
-        candidates = self._candidates(g, rough, tokens, wider)
+        candidates = self._candidates(g, rough, tokens, wider, axes)
         near = g.op("Cast", g.op("Gather", g.weight("keys"), candidates), to=onnx.TensorProto.FLOAT)
         scores = g.op("Squeeze", g.op("MatMul", near, g.op("Unsqueeze", self.queries, last)), last)
         _, at = self._best(g, scores, self.count, (self.top.output[0], "lookup.at"))
         g.op("GatherElements", candidates, at, out=self.top.output[1], axis=-1)
 
-    def _candidates(self, g: Graph, rough: str, tokens: int, count: int) -> str:
-        """The best ``count`` of ``rough`` [B,M,V]. They lie in the best ``count`` blocks, so only those are sorted:
+    def _candidates(self, g: Graph, rough: str, tokens: int, count: int, axes: int) -> str:
+        """The best ``count`` of ``rough`` [...,V]. They lie in the best ``count`` blocks, so only those are sorted:
         the largest of a block is found much faster than a place in an order."""
         names = ("lookup.rough", "lookup.candidates")
         if tokens % BLOCK or tokens // BLOCK <= count:
             return self._best(g, rough, count, names)[1]
         last = g.constant("lookup.last", np.array([-1], np.int64))
-        cut = g.constant("lookup.cut", np.array([0, 0, tokens // BLOCK, BLOCK], np.int64))
-        joined = g.constant("lookup.joined", np.array([0, 0, count * BLOCK], np.int64))
+        cut = g.constant("lookup.cut", np.array([0] * axes + [tokens // BLOCK, BLOCK], np.int64))
+        joined = g.constant("lookup.joined", np.array([0] * axes + [count * BLOCK], np.int64))
         size = g.constant("lookup.block_size", np.array(BLOCK, np.int64))
         blocks = g.op("Reshape", rough, cut)
         tops = g.op("ReduceMax", blocks, last, keepdims=0)
         chosen = self._best(g, tops, count, ("lookup.tops", "lookup.blocks"))[1]
-        near = g.op("GatherND", blocks, g.op("Unsqueeze", chosen, last), batch_dims=2)
+        near = g.op("GatherND", blocks, g.op("Unsqueeze", chosen, last), batch_dims=axes)
         at = self._best(g, g.op("Reshape", near, joined), count, (names[0], "lookup.within"))[1]
         block = g.op("GatherElements", chosen, g.op("Div", at, size), axis=-1)
         return g.op("Add", g.op("Mul", block, size), g.op("Mod", at, size), out=names[1])
@@ -138,14 +150,14 @@ def _constant(graph: onnx.GraphProto, name: str) -> npt.NDArray[np.int64] | None
     return None
 
 
-def _evaluated(model: onnx.ModelProto, name: str, folder: Path, width: int) -> F32:
-    """The value of an inner tensor that depends on weights only."""
+def _evaluated(model: onnx.ModelProto, name: str, folder: Path, latents: F32) -> F32:
+    """A tensor of the graph by its name, for latents f32 [B,M,d_z]."""
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
     del copy.graph.output[:]
     copy.graph.output.append(onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None))
     drop_unused(copy.graph)
     session = open_session(copy.SerializeToString(), 1, folder)
-    nothing = {i.name: np.zeros((1, 1, width), np.float32) for i in session.get_inputs()}
-    found: F32 = guarded(lambda: session.run([name], nothing)[0], "keys of the adapter")
+    given = {i.name: latents for i in session.get_inputs()}
+    found: F32 = guarded(lambda: session.run([name], given)[0], "adapter.onnx")
     return found

@@ -8,6 +8,7 @@ import numpy as np
 import onnx
 import pytest
 
+from latentwire.core.errors import BundleError
 from latentwire.engines.ort import open_session
 from latentwire.export import lookup
 from latentwire.export.external import write_weights
@@ -17,8 +18,8 @@ from latentwire.export.lookup import FILE, quicken
 WIDTH, TOKENS, BEST = 24, 600, 8
 
 
-def search(folder: Path, best: int = BEST) -> None:
-    """Latents [B,M,d] -> the best of scaled keys, weighted: what a traced adapter does."""
+def search(folder: Path, best: int = BEST, places: int = 1) -> None:
+    """Latents [B,M,d] -> the best of scaled keys, weighted: what a traced adapter does, [B,P,M,d] if P is above 1."""
     rng = np.random.default_rng(0)
     # Many nearly equal keys: int8 puts some in the wrong order.
     keys = rng.standard_normal((TOKENS // 20, 1, WIDTH)) + 0.05 * rng.standard_normal((TOKENS // 20, 20, WIDTH))
@@ -26,17 +27,25 @@ def search(folder: Path, best: int = BEST) -> None:
     g = Graph("adapter", layout)
     wide = g.op("Cast", g.weight("table"), to=onnx.TensorProto.FLOAT)
     scaled = g.op("Mul", wide, g.constant("factor", np.array(0.5, np.float32)))
-    scores = g.op("MatMul", "latents", g.op("Transpose", scaled, perm=[1, 0]))
+    queries = "latents"
+    if places > 1:
+        again = [g.op("Mul", "latents", g.constant(f"sign{n}", np.array((-1.0) ** n, np.float32))) for n in range(places)]
+        first = g.constant("first", np.array([1], np.int64))
+        queries = g.op("Concat", *(g.op("Unsqueeze", one, first) for one in again), axis=1)
+    scores = g.op("MatMul", queries, g.op("Transpose", scaled, perm=[1, 0]))
     count = g.constant("count", np.array([best], np.int64))
     g.nodes.append(onnx.helper.make_node("TopK", [scores, count], ["values", "tokens"], axis=-1))
     last = g.constant("last", np.array([-1], np.int64))
     entries = g.op("Cast", g.op("Gather", g.weight("table"), "tokens"), to=onnx.TensorProto.FLOAT)
     weights = g.op("Unsqueeze", g.op("Softmax", "values"), last)
-    g.op(
-        "ReduceSum", g.op("Mul", entries, weights), g.constant("axis", np.array([2], np.int64)), out="rows", keepdims=0
-    )
+    axis = g.constant("axis", np.array([-2], np.int64))
+    g.op("ReduceSum", g.op("Mul", entries, weights), axis, out="rows", keepdims=0)
     shape: list[str | int | None] = ["B", "M", WIDTH]
-    ends = [onnx.helper.make_tensor_value_info(n, onnx.TensorProto.FLOAT, shape) for n in ("latents", "rows")]
+    wide_shape = [*shape[:1], *([places] if places > 1 else []), *shape[1:]]
+    ends = [
+        onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, given)
+        for name, given in (("latents", shape), ("rows", wide_shape))
+    ]
     graph = onnx.helper.make_graph(g.nodes, "adapter", ends[:1], ends[1:], list(g.initializers.values()))
     model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 24)], ir_version=11)
     (folder / "adapter.onnx").write_bytes(model.SerializeToString())
@@ -95,14 +104,15 @@ def test_keys_are_stored_and_the_table_stays_for_what_reads_it(tmp_path: Path) -
     assert (tmp_path / FILE).is_file()
 
 
-def test_candidates_are_the_same_in_blocks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("places", [1, 2])
+def test_candidates_are_the_same_in_blocks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, places: int) -> None:
     """Only the blocks with the best tops are sorted; nothing that belongs among the candidates lies elsewhere."""
     found = []
     for block in (64, 10, 5):  # 600 is no multiple of the first
         folder = tmp_path / str(block)
         folder.mkdir()
         monkeypatch.setattr(lookup, "BLOCK", block)
-        search(folder)
+        search(folder, places=places)
         quicken(folder, WIDTH)
         names = {n.name for n in onnx.load(str(folder / "adapter.onnx"), load_external_data=False).graph.node}
         assert ("lookup.blocks/TopK" in names) == (block < 64)
@@ -110,6 +120,15 @@ def test_candidates_are_the_same_in_blocks(tmp_path: Path, monkeypatch: pytest.M
     for rows, candidates in found[1:]:
         assert rows.tobytes() == found[0][0].tobytes()
         np.testing.assert_array_equal(candidates, found[0][1])
+
+
+def test_a_search_that_loses_tokens_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    search(tmp_path)
+    before = (tmp_path / "adapter.onnx").read_bytes()
+    monkeypatch.setattr(lookup, "INT8_TOP", 0.4)  # every key becomes zero
+    with pytest.raises(BundleError, match=r"LW-4010 .*adapter\.onnx.*at most 0\.05, got"):
+        quicken(tmp_path, WIDTH)
+    assert (tmp_path / "adapter.onnx").read_bytes() == before
 
 
 @pytest.mark.parametrize("other", ["Identity", "TopK"])

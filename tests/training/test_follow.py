@@ -23,6 +23,7 @@ from latentwire.training.config import Config
 from latentwire.training.encoder_bytes import ByteLevelEncoder
 from latentwire.training.keeping import Keep, follow_loss
 from latentwire.training.lexicon import start_lexicon
+from latentwire.training.preview import preview
 from latentwire.training.stages import Stage
 from latentwire.training.train import Trainer
 
@@ -117,11 +118,15 @@ def of_bytes(base: Config, teacher: Path, *stages: Stage) -> Config:
     return replace(student, byte_width=48, byte_layers=1, byte_lexicon=600)
 
 
-def test_it_follows_its_teacher_without_an_llm(tiny_config: Make, tiny_llm: Path, tmp_path: Path) -> None:
+def test_it_follows_its_teacher_without_an_llm(
+    tiny_config: Make, tiny_llm: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     keep = Stage("keep", steps=30, bundle="keep", prose_share=0.0, train=("encoder",))
     base = tiny_config(steps=30, stage=(keep,), span_type="learned", places=2, d_z=32, lr_new=3e-3, eval_every=100)
     Trainer(base, tmp_path / "a").train()
     student = of_bytes(base, tmp_path / "a" / "last", Stage("follow", steps=30, bundle="follow", train=("encoder",)))
+    preview(student)
+    assert "no LLM reads it" in capsys.readouterr().out
     trainer = Trainer(student, tmp_path / "b")
     before = {name: value.clone() for name, value in trainer.model.encoder.state_dict().items()}
     assert trainer.maker(0).batch.trees == ()
