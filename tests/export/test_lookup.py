@@ -29,9 +29,9 @@ def search(folder: Path, best: int = BEST, places: int = 1) -> None:
     scaled = g.op("Mul", wide, g.constant("factor", np.array(0.5, np.float32)))
     queries = "latents"
     if places > 1:
-        again = [g.op("Mul", "latents", g.constant(f"sign{n}", np.array((-1.0) ** n, np.float32))) for n in range(places)]
+        signs = [g.constant(f"sign{n}", np.array((-1.0) ** n, np.float32)) for n in range(places)]
         first = g.constant("first", np.array([1], np.int64))
-        queries = g.op("Concat", *(g.op("Unsqueeze", one, first) for one in again), axis=1)
+        queries = g.op("Concat", *(g.op("Unsqueeze", one, first) for one in (g.op("Mul", "latents", s) for s in signs)), axis=1)
     scores = g.op("MatMul", queries, g.op("Transpose", scaled, perm=[1, 0]))
     count = g.constant("count", np.array([best], np.int64))
     g.nodes.append(onnx.helper.make_node("TopK", [scores, count], ["values", "tokens"], axis=-1))
