@@ -31,7 +31,8 @@ def search(folder: Path, best: int = BEST, places: int = 1) -> None:
     if places > 1:
         signs = [g.constant(f"sign{n}", np.array((-1.0) ** n, np.float32)) for n in range(places)]
         first = g.constant("first", np.array([1], np.int64))
-        queries = g.op("Concat", *(g.op("Unsqueeze", one, first) for one in (g.op("Mul", "latents", s) for s in signs)), axis=1)
+        signed = [g.op("Mul", "latents", sign) for sign in signs]
+        queries = g.op("Concat", *(g.op("Unsqueeze", one, first) for one in signed), axis=1)
     scores = g.op("MatMul", queries, g.op("Transpose", scaled, perm=[1, 0]))
     count = g.constant("count", np.array([best], np.int64))
     g.nodes.append(onnx.helper.make_node("TopK", [scores, count], ["values", "tokens"], axis=-1))
