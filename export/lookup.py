@@ -52,15 +52,15 @@ def quicken(folder: Path, width: int) -> bool:
     if search is None:
         return False
     nothing = np.zeros((1, 1, width), np.float32)
-    keys = _evaluated(model, search.keys, folder, nothing)
+    keys, queries = _evaluated(model, (search.keys, search.queries), folder, nothing)
     some = keys[np.linspace(0, len(keys) - 1, 8).astype(int)].reshape(2, 4, width)
     rows = model.graph.output[0].name
-    wanted = _evaluated(model, rows, folder, some)
+    (wanted,) = _evaluated(model, (rows,), folder, some)
     scale = channel_scale(keys.T, INT8_TOP)
     narrow = np.rint(keys.T / scale).astype(np.int8, order="C")
     layout = write_weights(folder / FILE, {"keys": keys.astype(np.float16), "keys.int8": narrow, "keys.scale": scale})
     g = Graph("lookup", layout, "lookup.")
-    search.rebuild(g, len(keys), _evaluated(model, search.queries, folder, nothing).ndim - 1)
+    search.rebuild(g, len(keys), queries.ndim - 1)
     at = list(model.graph.node).index(search.top)
     nodes = [*model.graph.node[:at], *g.nodes, *model.graph.node[at + 1 :]]
     del model.graph.node[:]
@@ -69,7 +69,8 @@ def quicken(folder: Path, width: int) -> bool:
     drop_unused(model.graph)
     if all(o.domain != CONTRIB for o in model.opset_import):
         model.opset_import.append(onnx.helper.make_opsetid(CONTRIB, 1))
-    apart = float(np.linalg.norm(_evaluated(model, rows, folder, some) - wanted) / np.linalg.norm(wanted))
+    (found,) = _evaluated(model, (rows,), folder, some)
+    apart = float(np.linalg.norm(found - wanted) / np.linalg.norm(wanted))
     if not apart <= APART:
         told = f"expected a relative difference of at most {APART:g}, got {apart:.2g}"
         raise BundleError(4010, "search in int8 gives other rows than in float32", where=path.name, expected=told)
@@ -150,14 +151,15 @@ def _constant(graph: onnx.GraphProto, name: str) -> npt.NDArray[np.int64] | None
     return None
 
 
-def _evaluated(model: onnx.ModelProto, name: str, folder: Path, latents: F32) -> F32:
-    """A tensor of the graph by its name, for latents f32 [B,M,d_z]."""
+def _evaluated(model: onnx.ModelProto, names: tuple[str, ...], folder: Path, latents: F32) -> list[F32]:
+    """Tensors of the graph by their names, for latents f32 [B,M,d_z]."""
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
     del copy.graph.output[:]
-    copy.graph.output.append(onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None))
+    float32 = onnx.TensorProto.FLOAT
+    copy.graph.output.extend(onnx.helper.make_tensor_value_info(name, float32, None) for name in names)
     drop_unused(copy.graph)
     session = open_session(copy.SerializeToString(), 1, folder)
     given = {i.name: latents for i in session.get_inputs()}
-    found: F32 = guarded(lambda: session.run([name], given)[0], "adapter.onnx")
+    found: list[F32] = guarded(lambda: session.run(list(names), given), "adapter.onnx")
     return found

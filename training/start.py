@@ -54,8 +54,8 @@ def inverse_document_frequency(documents: Iterable[Sequence[int]], vocab: int) -
 def start_encoder(encoder: EncoderFromEmbedLayer, llm: LMWrapper, idf: Tensor) -> None:
     """Copy the LLM's first layers and set the projection to its principal directions.
 
-    Where a latent names several tokens, their keys must not look alike: with the plain directions every fifteenth token
-    of English text is mistaken for another (SmolLM2, d_z 256, two places), with whitened ones hardly any.
+    Where a latent names several tokens, their keys must not look alike: by the plain directions common tokens are
+    mistaken for others when a second key lies over theirs, by whitened ones hardly any.
     """
     table = llm.embedding.cpu()
     set_embedding(encoder, table)
