@@ -78,22 +78,30 @@ def show_quality(quality: dict[str, Any], llm: str) -> None:
             rows.append((name.format(M=quality.get("latents", "M")), f"{row['context_positions']:g}", *cells))
     title = f"\nthe checkpoint on {found.get('questions', '?')} held-out questions (NLL: lower is better)"
     print_table(["the model sees", "positions", "NLL, nats/token", "first token right", "F1"], rows, title)
-    print_text(verdict(kinds, quality.get("latents", "M")))
+    print_text(verdict(found, quality.get("latents", "M")))
 
 
-def verdict(kinds: dict[str, Any], latents: object) -> str:
-    """One honest sentence for each measure that the checkpoint was scored with."""
+def verdict(found: dict[str, Any], latents: object) -> str:
+    """One honest sentence for each measure that an LLM of the checkpoint was scored with.
+
+    Latents are level with the first tokens where the 95 % interval of the difference holds 0.
+    """
+    kinds, apart = found["rows"], found.get("latents_minus_first", {})
+    names = {"none": "no context", "first": f"the first {latents} tokens"}
     said = []
     for column, name, sign in (("nll", "NLL", -1), ("f1", "F1", 1)):
         own = kinds["latents"].get(column)
         if own is None:
             continue
-        better = [k for k in ("none", "first") if k in kinds and sign * kinds[k][column] >= sign * own]
-        if better:
-            which = " nor ".join(_KINDS[k].format(M=latents) for k in better)
-            said.append(f"By {name} the latents do NOT beat {which}.")
-        else:
-            said.append(f"By {name} the latents beat no context and the first {latents} tokens.")
+        sorts: dict[str, list[str]] = {"beat": [], "are level with": [], "do NOT beat": []}
+        for kind in (k for k in names if k in kinds):
+            low, high = apart.get(f"{column}_ci", (1, 1)) if kind == "first" else (1, 1)
+            won = "beat" if sign * (own - kinds[kind][column]) > 0 else "do NOT beat"
+            sorts["are level with" if low <= 0 <= high else won].append(names[kind])
+        parts = (
+            f"{what} {(' nor ' if 'NOT' in what else ' and ').join(which)}" for what, which in sorts.items() if which
+        )
+        said.append(f"By {name} the latents {', '.join(parts)}.")
     nll = {kind: row["nll"] for kind, row in kinds.items()}
     share = (nll["none"] - nll["latents"]) / (nll["none"] - nll["full"])
     return " ".join([*said, f"They close {share:.0%} of the NLL gap between no context and the full text."])
