@@ -74,13 +74,14 @@ class ByteLevelEncoder(nn.Module):
         words: strings of the lexicon; 0: none.
         salience: weight of the inverse document frequency inside a span at the start.
         span_type: how texts are cut, ``equal`` or, with a lexicon, ``salient``: a state has the inverse document
-            frequency of the rarest string that begins in it (see ``pooling``), or ``learned``: of the states in which
-            strings begin those count that the head ``keep`` likes best (see ``keeping``), which follows a teacher's.
+            frequency of the rarest string that begins in it (see ``pooling``), or ``learned``: at any byte, where
+            strings begin that the head ``keep`` likes best (see ``keeping``), which follows a teacher's.
         places: strings of its lexicon that a latent names; see ``binding``.
 
     Shapes: input_ids int64 [B,S] bytes, lengths int64 [B] bytes, slots int64 [M] -> latents f32 [B,M,d_z]. A text has
     at most one latent for each started group of 4 bytes; slots beyond ``min(M, ceil(length / 4))`` are zero.
-    ``counts``, ``low_precision`` and ``quantiser`` are as in ``EncoderFromEmbedLayer``.
+    ``counts``, ``low_precision`` and ``quantiser`` are as in ``EncoderFromEmbedLayer``; ``grain`` are the bytes of a
+    unit that texts are cut into, 4 (a state) or 1.
     """
 
     def __init__(
@@ -95,6 +96,8 @@ class ByteLevelEncoder(nn.Module):
     ) -> None:
         super().__init__()
         self.span_type, self.places = span_type, places
+        # Of short tokens, digits above all, several begin in one state: a cut between states can name one of them.
+        self.grain = 1 if span_type == "learned" else STRIDE
         self.low_precision = False
         self.quantiser: Quantiser | TokenQuantiser | None = None
         heads = max(1, width // HEAD)
@@ -125,10 +128,10 @@ class ByteLevelEncoder(nn.Module):
             nn.init.zeros_(self.score.weight)
             nn.init.zeros_(self.out.weight)
             self.naming = Naming(places)
-            self.word = nn.Linear(d_z, width, bias=False) if span_type == "learned" else None
+            self.word = nn.Linear(STRIDE * d_z, width, bias=False) if span_type == "learned" else None
             if self.word is not None:
                 nn.init.zeros_(self.word.weight)
-        self.keep = Keep(width) if span_type == "learned" else None
+        self.keep = Keep(width, STRIDE) if span_type == "learned" else None
 
     def forward(
         self,
@@ -143,7 +146,8 @@ class ByteLevelEncoder(nn.Module):
         salience = self._salience(states, strings, lengths, states.shape[1])
         if cut is None:
             cut = self._cut(salience, lengths, slots, counts, states.shape[1], self.places)
-        mean = span_means(cut.spans, states)
+        spans = cut.spans if self.grain == STRIDE else _states_in(cut.spans, states.shape[1])
+        mean = span_means(spans, states)
         z: Tensor = self.out(mean + self.pool(mean, states, inside_mask(states_of(lengths), states.shape[1])))
         if self.lexicon is not None and strings is not None and salience is not None:
             z = z + self._lookup_path(self.lexicon, strings, states, cut, salience)
@@ -152,8 +156,8 @@ class ByteLevelEncoder(nn.Module):
     def cut(
         self, input_ids: Tensor, lengths: Tensor, slots: Tensor, counts: Tensor | None = None, places: int = 0
     ) -> Cut:
-        """Which of a text's ceil(S/4) states each latent speaks of; ``places``: and how many strings it names, where
-        not the usual."""
+        """Which of a text's units, ceil(S/4) states or S bytes, each latent speaks of; ``places``: and how many strings
+        it names, where not the usual."""
         strings = None if self.lexicon is None else self.lexicon(input_ids, lengths)
         states = None if self.keep is None else self._states(input_ids, lengths, strings)
         size = (input_ids.shape[1] + STRIDE - 1) // STRIDE
@@ -161,54 +165,58 @@ class ByteLevelEncoder(nn.Module):
         return self._cut(salience, lengths, slots, counts, size, places or self.places)
 
     def odds(self, input_ids: Tensor, lengths: Tensor) -> Tensor:
-        """Log-odds f32 [B,ceil(S/4)] that what begins in each state is wanted; where ``span_type`` is learned."""
+        """Log-odds f32 [B,S] that what begins at each byte is wanted; where ``span_type`` is learned."""
         assert self.keep is not None
         assert self.lexicon is not None
         states = self._states(input_ids, lengths, self.lexicon(input_ids, lengths))
-        return self._odds(self.keep, states, lengths)
+        return self._odds(self.keep, states, lengths, input_ids.shape[1])
 
-    def _odds(self, keep: Keep, states: Tensor, lengths: Tensor) -> Tensor:
+    def _odds(self, keep: Keep, states: Tensor, lengths: Tensor, size: int) -> Tensor:
         out: Tensor = keep(states, inside_mask(states_of(lengths), states.shape[1])[:, 0, 0])
-        return out
+        return out[:, :size]
 
     def _salience(self, states: Tensor | None, strings: Strings | None, lengths: Tensor, size: int) -> Tensor | None:
-        """f32 [B,ceil(S/4)], by which texts are cut; None without a lexicon."""
+        """f32 [B,ceil(S/4)] or, with a head, [B,S], by which texts are cut; None without a lexicon."""
         if self.lexicon is None or strings is None:
             return None
         rarity = self.lexicon.salience(*strings)
-        rarity = _in_states(rarity[..., None], size).amax(2)[..., 0]
         if self.keep is None or states is None:
-            return rarity
+            return _in_states(rarity[..., None], size).amax(2)[..., 0]
         # Where nothing of the lexicon begins, nothing can be named; what every text holds need not be.
-        return as_salience(self._odds(self.keep, states, lengths)).detach() * (rarity > 0)
+        return as_salience(self._odds(self.keep, states, lengths, rarity.shape[1])).detach() * (rarity > 0)
 
     def _cut(
         self, salience: Tensor | None, lengths: Tensor, slots: Tensor, counts: Tensor | None, size: int, places: int
     ) -> Cut:
+        units = states_of(lengths)
+        if self.grain == 1:
+            # Cut anywhere, a text has no more latents than states.
+            asked = torch.full_like(lengths, 0) + slots.shape[0] if counts is None else counts
+            counts, units = torch.minimum(asked, units), lengths
         pieces, own = piece_slots(slots, places), None if counts is None else counts * places
         if self.span_type == "equal" or salience is None:
-            found = span_weights(states_of(lengths), pieces, size, own)
+            found = span_weights(units, pieces, size, own)
         else:
-            found = salient_spans(salience, states_of(lengths), pieces, own)
-        return group(found, states_of(lengths), slots, counts, places)
+            found = salient_spans(salience, units, pieces, own)
+        return group(found, units, slots, counts, places)
 
     def _lookup_path(self, lexicon: Lexicon, strings: Strings, states: Tensor, cut: Cut, salience: Tensor) -> Tensor:
         entry, begin, found = strings
         rarity = F.embedding(entry, lexicon.idf[:, None])[..., 0]
-        pieces, state = cut.pieces, begin // STRIDE
-        inside = pieces.transpose(1, 2).gather(1, state[..., None].expand(-1, -1, pieces.shape[1]))
+        pieces, unit = cut.pieces, begin if self.grain == 1 else begin // STRIDE
+        inside = pieces.transpose(1, 2).gather(1, unit[..., None].expand(-1, -1, pieces.shape[1]))
         inside = (inside & found[..., None]).transpose(1, 2)
         if self.keep is None:
             # One score for each byte of a state; a string has that of its last byte, and is of the span it begins in.
             score = self.score(states).flatten(1)[:, : entry.shape[1]]
             weight = torch.where(inside, (self.sharpness * rarity + score)[:, None, :], -1e4).softmax(-1) * inside
         else:
-            # The string that a piece was cut for: of its states that are wanted most, the rarest that begins there.
-            worth = ((salience * STEPS).floor().gather(1, state) * RARER + rarity)[:, None, :]
+            # The string that a piece was cut for: the one that is wanted most, of equal ones the rarest.
+            worth = ((salience * STEPS).floor().gather(1, unit) * RARER + rarity)[:, None, :]
             # A piece without one names its neighbour's, the last string that begins before its end, else the next.
             place = torch.arange(entry.shape[1], device=entry.device)
             end = (pieces * (torch.arange(pieces.shape[2], device=pieces.device) + 1)).amax(-1, keepdim=True)
-            near = torch.where(state[:, None, :] < end, place, -1 - place).to(worth.dtype)
+            near = torch.where(unit[:, None, :] < end, place, -1 - place).to(worth.dtype)
             here = inside.any(-1, keepdim=True)
             asked = inside | (found[:, None, :] & (end > 0) & ~here)
             best = torch.where(asked, torch.where(here, worth, near), -FAR).argmax(-1, keepdim=True)
@@ -231,8 +239,9 @@ class ByteLevelEncoder(nn.Module):
         if self.keep is not None and self.lexicon is not None and self.word is not None and strings is not None:
             entry, _, found = strings
             keys = F.embedding(entry, self.lexicon.keys) * found[..., None]
-            # What ends in a state, where a string is known; as loud as a latent.
-            x = x + self.word(_in_states(keys, x.shape[1]).sum(2) * math.sqrt(keys.shape[-1]))
+            # The strings that end at each byte of a state; as loud as a latent.
+            four = _in_states(keys, x.shape[1]).view(-1, x.shape[1], STRIDE * keys.shape[-1])
+            x = x + self.word(four * math.sqrt(keys.shape[-1]))
         positions = torch.arange(x.shape[1], device=x.device)[None, :]
         rotary = self.rotary(x, positions)
         mask = inside_mask(states_of(lengths), x.shape[1]).expand(-1, -1, x.shape[1], -1)
@@ -245,3 +254,9 @@ class ByteLevelEncoder(nn.Module):
 def _in_states(x: Tensor, size: int) -> Tensor:
     """f32 [B,S,D] of bytes as [B,size,4,D], padded with 0; ``size``: states, ceil(S/4)."""
     return F.pad(x, (0, 0, 0, size * STRIDE - x.shape[1])).view(-1, size, STRIDE, x.shape[2])
+
+
+def _states_in(spans: Tensor, size: int) -> Tensor:
+    """Spans of bytes, bool [B,M,S], as the states of which they have a byte, bool [B,M,size]."""
+    found = _in_states(spans.transpose(1, 2).float(), size).amax(2) > 0
+    return found.transpose(1, 2)

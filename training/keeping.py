@@ -31,20 +31,25 @@ RANGE: Final = 12.0
 
 
 class Keep(nn.Module):
-    """Log-odds that a token is wanted: f32 [B,S,H], inside bool [B,S] -> f32 [B,S]; padding changes nothing."""
+    """Log-odds that a token is wanted: f32 [B,S,H], inside bool [B,S] -> f32 [B,S*each]; padding changes nothing.
 
-    def __init__(self, width: int) -> None:
+    Args:
+        width: H.
+        each: tokens that may begin in one state, one after the other.
+    """
+
+    def __init__(self, width: int, each: int = 1) -> None:
         super().__init__()
         inner = max(4, width // NARROW)
         self.first = nn.Conv1d(width, inner, REACH, padding=REACH // 2)
         self.second = nn.Conv1d(inner, max(2, inner // 2), REACH, padding=REACH // 2)
-        self.last = nn.Linear(max(2, inner // 2), 1)
+        self.last = nn.Linear(max(2, inner // 2), each)
 
     def forward(self, states: Tensor, inside: Tensor) -> Tensor:
         real = inside[:, None, :]
         x = F.gelu(self.first(states.transpose(1, 2) * real)) * real
         x = F.gelu(self.second(x))
-        out: Tensor = self.last(x.transpose(1, 2))[..., 0]
+        out: Tensor = self.last(x.transpose(1, 2)).flatten(1)
         return out
 
 
@@ -83,17 +88,17 @@ def keep_loss(odds: Tensor, wanted: Tensor) -> Tensor:
     return (loss * known).sum() / known.sum().clamp(min=1)
 
 
-def follow_loss(odds: Tensor, told: Tensor, states: Tensor, inside: Tensor) -> Tensor:
-    """Mean binary cross-entropy of one head to what another one says of the same texts.
+def follow_loss(odds: Tensor, told: Tensor, starts: Tensor, inside: Tensor) -> Tensor:
+    """Binary cross-entropy of a head of bytes to what a head of tokens says of the same texts; for each token.
 
     Args:
-        odds: f32 [B,S], of the states of this encoder.
+        odds: f32 [B,S], by byte.
         told: f32 [B,T], log-odds of the other encoder's tokens.
-        states: int64 [B,T], the state in which each of them begins; -1 for padding. Of several in one state the
-            likeliest counts; a state in which none begins is not wanted.
-        inside: bool [B,S], real states.
+        starts: int64 [B,T], the byte at which each of them begins; -1 for padding. Of several at one byte the likeliest
+            counts; a byte at which none begins is not wanted.
+        inside: bool [B,S], real bytes.
     """
-    likely = told.sigmoid() * (states >= 0)
-    goal = torch.zeros_like(odds).scatter_reduce(1, states.clamp(min=0), likely, "amax")
+    likely = told.sigmoid() * (starts >= 0)
+    goal = torch.zeros_like(odds).scatter_reduce(1, starts.clamp(min=0), likely, "amax")
     loss = F.binary_cross_entropy_with_logits(odds, goal, reduction="none")
-    return (loss * inside).sum() / inside.sum().clamp(min=1)
+    return (loss * inside).sum() / (starts >= 0).sum().clamp(min=1)

@@ -63,21 +63,22 @@ def lesson(tokenizer: Tokenizer, texts: Sequence[str]) -> Lesson:
     return Lesson(pad_sequence(ids, True), lengths, pad_sequence(starts, True, -1))
 
 
-def token_cut(cut: Cut, starts: Tensor) -> Cut:
+def token_cut(cut: Cut, starts: Tensor, grain: int = STRIDE) -> Cut:
     """The student's cut, in a teacher's tokens; arguments as of ``token_spans``."""
-    spans = token_spans(cut.spans, starts)
-    return Cut(token_spans(cut.pieces, starts) if cut.places else spans, cut.places, spans)
+    spans = token_spans(cut.spans, starts, grain)
+    return Cut(token_spans(cut.pieces, starts, grain) if cut.places else spans, cut.places, spans)
 
 
-def token_spans(spans: Tensor, starts: Tensor) -> Tensor:
-    """Which of another encoder's tokens stand in which span of the student's states.
+def token_spans(spans: Tensor, starts: Tensor, grain: int = STRIDE) -> Tensor:
+    """Which of another encoder's tokens stand in which span of the student's.
 
     Args:
-        spans: bool [B,M,S], of the student's states.
+        spans: bool [B,M,S], of the units that the student cuts at.
         starts: int64 [B,T], byte at which each token begins, -1 for padding.
+        grain: bytes of such a unit.
 
     Returns:
-        bool [B,M,T]: each token in the span of the state that it begins in. A span inside one long token has none.
+        bool [B,M,T]: each token in the span of the unit that it begins in. A span inside one long token has none.
     """
-    state = (starts.clamp(min=0) // STRIDE)[:, None, :].expand(-1, spans.shape[1], -1)
-    return spans.gather(2, state) & (starts >= 0)[:, None, :]
+    unit = (starts.clamp(min=0) // grain)[:, None, :].expand(-1, spans.shape[1], -1)
+    return spans.gather(2, unit) & (starts >= 0)[:, None, :]

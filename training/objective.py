@@ -16,7 +16,7 @@ from .encoder import EncoderFromEmbedLayer
 from .encoder_bytes import ByteLevelEncoder
 from .injection import Injection
 from .keeping import follow_loss, keep_loss
-from .lesson import STRIDE, states_of, token_cut
+from .lesson import token_cut
 from .llm import LMWrapper
 from .loss import (
     AnswerWeights,
@@ -149,23 +149,22 @@ def latent_terms(model: LatentModel, batch: Batch, z: Tensor) -> Terms:
     assert isinstance(model.encoder, ByteLevelEncoder)
     with torch.no_grad():
         own = model.encoder.cut(batch.input_ids, batch.lengths, batch.slots, batch.counts)
-        cut = token_cut(own, lesson.starts)
+        cut = token_cut(own, lesson.starts, model.encoder.grain)
         goal = model.teacher(lesson.input_ids, lesson.lengths, batch.slots, cut=cut)
     cos, mse = latent_losses(z, goal, cut.spans.any(-1))
     return {"latent_cos": cos, "latent_mse": mse}
 
 
 def follow_term(model: LatentModel, batch: Batch) -> Tensor:
-    """How far the head of a byte encoder is from its teacher's, over the states of the texts."""
+    """How far the head of a byte encoder is from its teacher's, over the bytes of the texts."""
     lesson = batch.lesson
     assert lesson is not None
     assert isinstance(model.encoder, ByteLevelEncoder)
     with torch.no_grad():
         told = model.teacher.odds(lesson.input_ids, lesson.lengths)
     odds = model.encoder.odds(batch.input_ids, batch.lengths)
-    begin = torch.where(lesson.starts >= 0, lesson.starts // STRIDE, -1)
     place = torch.arange(odds.shape[1], device=odds.device)
-    return follow_loss(odds, told, begin, place < states_of(batch.lengths)[:, None])
+    return follow_loss(odds, told, lesson.starts, place < batch.lengths[:, None])
 
 
 def format_loss(config: Config, model: LatentModel, tree: Tree, llm: LMWrapper) -> Tensor:

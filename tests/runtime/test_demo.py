@@ -73,17 +73,17 @@ def test_the_verdict_is_honest() -> None:
     assert "By F1 the latents beat no context and the first 32 tokens." in good
     assert "close 50%" in good
     worse = {**KINDS, "latents": {**KINDS["latents"], "nll": 3.6}}
-    assert "By NLL the latents beat no context, do NOT beat the first 32 tokens." in verdict({"rows": worse}, 32)
+    assert "By NLL the latents beat no context and do NOT beat the first 32 tokens." in verdict({"rows": worse}, 32)
     worst = {**KINDS, "latents": {**KINDS["latents"], "nll": 4.2, "f1": 0.07}}
     assert "By NLL the latents do NOT beat no context nor the first 32 tokens." in verdict({"rows": worst}, 32)
-    assert "By F1 the latents beat no context, do NOT beat the first 32 tokens." in verdict({"rows": worst}, 32)
+    assert "By F1 the latents beat no context and do NOT beat the first 32 tokens." in verdict({"rows": worst}, 32)
 
 
 def test_a_difference_within_its_interval_is_none() -> None:
     apart = {"nll_ci": [-0.9, -0.4], "f1_ci": [-0.029, 0.078]}
     said = verdict({"rows": KINDS, "latents_minus_first": apart}, 32)
     assert "By NLL the latents beat no context and the first 32 tokens." in said
-    assert "By F1 the latents beat no context, are level with the first 32 tokens." in said
+    assert "By F1 the latents beat no context and are level with the first 32 tokens." in said
 
 
 def test_the_quality_table(capsys: pytest.CaptureFixture[str]) -> None:

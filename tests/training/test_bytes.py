@@ -190,6 +190,10 @@ def test_spans_of_bytes_by_hand() -> None:
     spans = token_spans(states, starts)
     assert spans[0].tolist() == [[True, True, False, False, False], [False, False, True, True, False], [False] * 5]
     assert spans[1].tolist() == [[True, True, True, True, False], [False, False, False, False, True], [False] * 5]
+    # The same tokens where the student cuts between bytes: at the 3rd, 9th and 10th of 16.
+    owner = torch.tensor([0] * 3 + [1] * 6 + [2] + [3] * 6)
+    bits = owner[None, :] == torch.arange(4)[:, None]
+    assert token_spans(bits[None], starts[:1], 1)[0].int().argmax(0)[:4].tolist() == [0, 1, 2, 3]
     assert states_of(torch.tensor([0, 1, 4, 5])).tolist() == [0, 1, 1, 2]
 
 

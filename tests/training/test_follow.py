@@ -33,14 +33,15 @@ STRINGS = [b"the", b" old", b" bridge", b" at", b" Tolmin", b"."]
 
 
 class Told(Keep):
-    """A head that wants what it is told: log-odds by state."""
+    """A head that wants what it is told: log-odds at some bytes, -9 at the others."""
 
-    def __init__(self, odds: list[float]) -> None:
-        super().__init__(48)
+    def __init__(self, odds: dict[int, float]) -> None:
+        super().__init__(48, 4)
         self.told = odds
 
     def forward(self, states: torch.Tensor, inside: torch.Tensor) -> torch.Tensor:
-        return torch.tensor(self.told)[: states.shape[1]].expand(len(states), -1) * inside
+        size = 4 * states.shape[1]
+        return torch.tensor([self.told.get(at, -9.0) for at in range(size)]).expand(len(states), -1)
 
 
 @pytest.fixture
@@ -52,7 +53,7 @@ def encoder() -> ByteLevelEncoder:
 
 
 def test_loss_by_hand() -> None:
-    """Two tokens in the first state, of which the likelier counts, none in the second, one in the third."""
+    """Two tokens at the first byte, of which the likelier counts, none at the second, one at the third."""
     odds = torch.tensor([[1.5, -1.0, 2.0, 9.0]])
     told = torch.tensor([[-1.0, 1.0, 0.5, 7.0]])
     inside = torch.tensor([[True, True, True, False]])
@@ -62,44 +63,81 @@ def test_loss_by_hand() -> None:
     )
     found = follow_loss(odds, told, torch.tensor([[0, 0, 2, -1]]), inside)
     torch.testing.assert_close(found, torch.as_tensor(expected) / 3)
+    # The second byte twice more: more bytes, of the same three tokens.
+    long = follow_loss(odds[:, [0, 1, 2, 1, 1]], told, torch.tensor([[0, 0, 2, -1]]), torch.ones(1, 5).bool())
+    torch.testing.assert_close(3 * (long - found), 2 * torch.nn.functional.softplus(odds[0, 1]))
 
 
-def names(encoder: ByteLevelEncoder, text: bytes, latents: int) -> list[bytes | None]:
+def test_a_head_of_several_tokens_a_state() -> None:
+    head = Keep(24, 4)
+    states, inside = torch.randn(2, 5, 24), torch.tensor([[True] * 5, [True] * 3 + [False] * 2])
+    found = head(states, inside)
+    assert found.shape == (2, 20)
+    torch.testing.assert_close(found[1:, :12], head(states[1:, :3], inside[1:, :3]), atol=1e-5, rtol=1e-5)
+
+
+def names(encoder: ByteLevelEncoder, text: bytes, latents: int, strings: list[bytes] = STRINGS) -> list[bytes | None]:
     """The strings that a text's latents name, in order; None where a latent is zero."""
     with torch.no_grad():
         z = encoder(torch.tensor([list(text)]), torch.tensor([len(text)]), torch.arange(latents))[0]
-    keys = torch.eye(len(STRINGS), 256)
+    keys = torch.eye(len(strings), 256)
     found = [(keys @ unbind(latent, place)) for latent in z for place in (0, 1)]
-    return [STRINGS[int(score.argmax())] if score.any() else None for score in found]
+    return [strings[int(score.argmax())] if score.any() else None for score in found]
 
 
 @pytest.mark.parametrize(
     ("odds", "named"),
     [
-        # States of 4 bytes: "the ", "old ", "brid", "ge a", "t To", "lmin", "."; " old" begins in the first, " bridge"
-        # in the second, " at" in the fourth, " Tolmin" in the fifth. One latent has two pieces; the text's last state
-        # ends the second.
-        ([-9.0, 9, -9, -9, -9, -9, -9], [b" bridge", b" Tolmin"]),
-        ([9.0, -9, -9, -9, -9, -9, -9], [b" old", b" Tolmin"]),
-        ([-9.0, -9, -9, 9, -9, -9, -9], [b" at", b" Tolmin"]),
-        # Nothing begins in the third and sixth, however much they are wanted.
-        ([-9.0, -9, 11, 5, -9, 11, -9], [b" at", b" Tolmin"]),
+        # Strings begin at the bytes 0, 3, 7, 14, 17 and 24. One latent has two pieces; the last byte ends the second,
+        # whose rarest is named where all are wanted alike.
+        ({7: 9.0}, [b" bridge", b" Tolmin"]),
+        ({3: 9.0}, [b" old", b" Tolmin"]),
+        # Where nothing begins nothing is named, however much it is wanted.
+        ({8: 11.0, 14: 5.0, 18: 11.0}, [b" at", b" Tolmin"]),
         # The last piece names what is wanted most in it, not what is rarest.
-        ([-9.0, 9, -9, -9, -9, -9, 8], [b" bridge", b"."]),
+        ({3: 9.0, 7: 8.0, 17: -8.0}, [b" old", b" bridge"]),
+        # " at" and " Tolmin" begin in neighbouring states, "the" and " old" in one: each can be cut for.
+        ({14: 9.0, 17: 8.0}, [b" at", b" Tolmin"]),
+        ({0: 9.0, 3: 8.0}, [b"the", b" old"]),
     ],
 )
-def test_it_names_what_is_wanted(encoder: ByteLevelEncoder, odds: list[float], named: list[bytes]) -> None:
+def test_it_names_what_is_wanted(encoder: ByteLevelEncoder, odds: dict[int, float], named: list[bytes]) -> None:
     encoder.keep = Told(odds)
     assert names(encoder, TEXT, 1) == named
 
 
+def test_digits_of_one_state_are_told_apart() -> None:
+    strings = [*(b"%d" % digit for digit in range(10)), b" in"]
+    encoder = ByteLevelEncoder(256, 48, 1, words=11, span_type="learned", places=2).eval()
+    assert encoder.lexicon is not None
+    start_lexicon(encoder.lexicon, strings, torch.eye(11, 256), torch.ones(11))
+    # "1", "8", "9" and "7" begin in the second state, all four of them wanted.
+    encoder.keep = Told({4: 8.0, 5: 7.0, 6: 6.0, 7: 5.0})
+    text = b" in 1897 in"
+    assert text[4:8] == b"1897"
+    assert names(encoder, text, 2, strings) == [b"1", b"8", b"9", b"7"]
+
+
 def test_a_piece_without_a_string_names_its_neighbour_s(encoder: ByteLevelEncoder) -> None:
-    encoder.keep = Told([0.0] * 7)
-    # As many pieces as states: those of "brid", "lmin" have no string of their own.
-    assert names(encoder, TEXT, 4)[:7] == [b" old", b" bridge", b" bridge", b" at", b" Tolmin", b" Tolmin", b"."]
+    # Seven latents, as many as states, have fourteen pieces: six strings, and between them their neighbours again.
+    encoder.keep = Told({})
+    found = names(encoder, TEXT, 7)
+    assert None not in found
+    assert [name for name, before in zip(found, [None, *found], strict=False) if name != before] == STRINGS
     # Before the first string there is none: the next one. And a text of nothing that is known has no latents.
     assert names(encoder, b"xyzxyz at", 2) == [b" at"] * 4
     assert names(encoder, b"xyzxyz", 1) == [None, None]
+
+
+def test_no_more_latents_than_states(encoder: ByteLevelEncoder) -> None:
+    ids, lengths = torch.tensor([list(TEXT), [*TEXT[:9], *[0] * 16]]), torch.tensor([len(TEXT), 9])
+    with torch.no_grad():
+        z = encoder(ids, lengths, torch.arange(12), torch.tensor([12, 2]))
+        cut = encoder.cut(ids, lengths, torch.arange(12))
+    assert z.any(-1).sum(1).tolist() == [7, 2]
+    assert cut.spans.any(-1).sum(1).tolist() == [7, 3]
+    # Every byte is of one span.
+    assert cut.spans.sum(1).tolist() == [[1] * 25, [1] * 9 + [0] * 16]
 
 
 def test_padding_and_neighbours_change_nothing(encoder: ByteLevelEncoder) -> None:
