@@ -101,7 +101,7 @@ def verdict(found: dict[str, Any], latents: object) -> str:
         parts = (
             f"{what} {(' nor ' if 'NOT' in what else ' and ').join(which)}" for what, which in sorts.items() if which
         )
-        said.append(f"By {name} the latents {', '.join(parts)}.")
+        said.append(f"By {name} the latents {' and '.join(parts)}.")
     nll = {kind: row["nll"] for kind, row in kinds.items()}
     share = (nll["none"] - nll["latents"]) / (nll["none"] - nll["full"])
     return " ".join([*said, f"They close {share:.0%} of the NLL gap between no context and the full text."])
