@@ -22,7 +22,7 @@ HIDDEN: Final = -30000.0
 def matmul_attention(
     module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **options: Any
 ) -> tuple[Tensor, None]:
-    """Grouped attention, softmax in float32 inside its kernel.
+    """Grouped attention, softmax at least in float32 inside its kernel.
 
     Args:
         module: the layer, for ``scaling`` where ``options`` has none.
@@ -42,7 +42,8 @@ def matmul_attention(
     if attention_mask is not None:
         hidden = torch.zeros(attention_mask.shape, dtype=scores.dtype, device=scores.device)
         scores = scores + hidden.masked_fill(~attention_mask, HIDDEN)
-    # The kernel computes in float32 and rounds at its end; a float32 result would be written and read once more.
+    # In bf16 the kernel computes in float32 and rounds at its end, as does its gradient; a float32 result would be
+    # written and read once more.
     weights = torch.softmax(scores, dim=-1).to(value.dtype)
     out = weights.view(rows, groups, -1, weights.shape[-1]) @ value
     return out.view(rows, heads, size, -1).transpose(1, 2).contiguous(), None

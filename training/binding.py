@@ -31,7 +31,7 @@ def unbind(latents: Tensor, place: int) -> Tensor:
 
 
 class Cut(NamedTuple):
-    """How texts of S states are cut.
+    """How texts of S states (or bytes) are cut.
 
     Attributes:
         pieces: bool [B,P*M,S], contiguous, in the order of the text; one token of each is named.
@@ -49,9 +49,9 @@ def group(pieces: Tensor, lengths: Tensor, slots: Tensor, counts: Tensor | None,
 
     Args:
         pieces: bool [B,P*M,S]; of text b the first ``min(P * counts[b], lengths[b])`` are not empty.
-        lengths: int64 [B], states of each text.
+        lengths: int64 [B], states (or bytes) of each text.
         slots: int64 [M], ``arange(M)``.
-        counts: int64 [B], latents of each text where they differ; None: M. A text has at most one a state.
+        counts: int64 [B], latents of each text where they differ; None: M. A text has at most ``lengths``.
         places: P.
     """
     if places == 1:

@@ -15,7 +15,7 @@ Terms, each a mean over the positions it concerns in one micro-batch, for one LL
     latent_cos    1 - cosine to the latents of a teacher encoder
     latent_mse    mean squared difference to them
     keep          binary cross-entropy: does a token stand in an answer? (an encoder whose span_type is learned)
-    follow        the same of a byte encoder, at every byte, to what the head of its teacher says of the token there
+    follow        the same of a byte encoder, to what the head of its teacher says: the sum over bytes, for each token
 
 A task that does not occur in a micro-batch adds nothing there. ``kd`` of the bundle ``default`` has the weight that
 the option ``kd_weight`` gives.

@@ -258,7 +258,7 @@ class Config:
         if self.places > 1 and self.adapter_type != "learned":
             raise _bad("places", f"1 where adapter_type is {self.adapter_type}, which looks nothing up", self.places)
         grain = 1 if self.span_type == "learned" else self.stride
-        if self.span_type != "equal" and self.max_tokens // grain > PLACES:
+        if self.span_type != "equal" and -(-self.max_tokens // grain) > PLACES:
             most = f"at most {PLACES * grain} where span_type is {self.span_type}"
             raise _bad("max_tokens", most, self.max_tokens)
         if not self.anchor_text.strip():

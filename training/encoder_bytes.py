@@ -65,7 +65,7 @@ class Halve(nn.Module):
 
 
 class ByteLevelEncoder(nn.Module):
-    """Bytes to latents; about 10M parameters at the default width 352 with 6 layers.
+    """Bytes to latents; about 10.7M parameters at the default width 352 with 6 layers.
 
     Args:
         d_z: width of a latent.
@@ -97,7 +97,7 @@ class ByteLevelEncoder(nn.Module):
         super().__init__()
         self.span_type, self.places = span_type, places
         # Of short tokens, digits above all, several begin in one state: a cut between states can name one of them.
-        self.grain = 1 if span_type == "learned" else STRIDE
+        self.grain = 1 if span_type == "learned" and words else STRIDE
         self.low_precision = False
         self.quantiser: Quantiser | TokenQuantiser | None = None
         heads = max(1, width // HEAD)
@@ -131,7 +131,7 @@ class ByteLevelEncoder(nn.Module):
             self.word = nn.Linear(STRIDE * d_z, width, bias=False) if span_type == "learned" else None
             if self.word is not None:
                 nn.init.zeros_(self.word.weight)
-        self.keep = Keep(width, STRIDE) if span_type == "learned" else None
+        self.keep = Keep(width, STRIDE) if span_type == "learned" and words else None
 
     def forward(
         self,

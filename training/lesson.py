@@ -63,13 +63,13 @@ def lesson(tokenizer: Tokenizer, texts: Sequence[str]) -> Lesson:
     return Lesson(pad_sequence(ids, True), lengths, pad_sequence(starts, True, -1))
 
 
-def token_cut(cut: Cut, starts: Tensor, grain: int = STRIDE) -> Cut:
+def token_cut(cut: Cut, starts: Tensor, grain: int) -> Cut:
     """The student's cut, in a teacher's tokens; arguments as of ``token_spans``."""
     spans = token_spans(cut.spans, starts, grain)
     return Cut(token_spans(cut.pieces, starts, grain) if cut.places else spans, cut.places, spans)
 
 
-def token_spans(spans: Tensor, starts: Tensor, grain: int = STRIDE) -> Tensor:
+def token_spans(spans: Tensor, starts: Tensor, grain: int) -> Tensor:
     """Which of another encoder's tokens stand in which span of the student's.
 
     Args:

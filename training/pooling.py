@@ -1,7 +1,7 @@
 """Spans: which part of a text each latent speaks of, and how a span reads the whole. Shared by all encoders.
 
-A text of T states is cut into contiguous spans, one a latent, in the order of the text (as in ARC-Encoder, arXiv
-2510.20535), in one of two ways:
+A text of T states (tokens, groups of four bytes, or bytes) is cut into contiguous spans, one a latent, in the order of
+the text (as in ARC-Encoder, arXiv 2510.20535), in one of two ways:
 
 * ``equal``: spans of near-equal length;
 * ``salient``: the n rarest of its states each end a span. Names and numbers get a latent of their own, and the words

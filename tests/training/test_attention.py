@@ -24,15 +24,24 @@ def test_it_is_the_fused_attention(groups: int) -> None:
     fused = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, enable_gqa=True).transpose(1, 2)
     own, weights = matmul_attention(None, query, key, value, mask, scaling=8**-0.5)
     assert weights is None
-    # The softmax is a float32 one.
-    torch.testing.assert_close(own, fused, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(own, fused, rtol=1e-12, atol=1e-12)
     given = torch.randn_like(own)
     for one, other in zip(
         torch.autograd.grad(own, (query, key, value), given),
         torch.autograd.grad(fused, (query, key, value), given),
         strict=True,
     ):
-        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12)
+
+
+def test_a_bf16_softmax_is_a_float32_one_rounded() -> None:
+    """The weights are those of float32, to the last bit or its neighbour."""
+    torch.manual_seed(0)
+    scores = (3 * torch.randn(1, 1, 300, 300)).bfloat16()
+    # Keys and values of unit vectors: scores go in, weights come out.
+    unit = torch.eye(300, dtype=torch.bfloat16)[None, None]
+    found = matmul_attention(None, scores, unit, unit, None, scaling=1.0)[0][:, :, 0]
+    torch.testing.assert_close(found, torch.softmax(scores.float(), -1).bfloat16()[0], rtol=2**-7, atol=0)
 
 
 def test_what_is_hidden_has_no_weight() -> None:

@@ -187,13 +187,13 @@ def test_spans_of_bytes_by_hand() -> None:
     starts = torch.tensor([[0, 3, 9, 14, -1], [0, 1, 2, 3, 4]])
     # 16 bytes are 4 states, two a span; 5 bytes are 2 states.
     states = span_weights(states_of(torch.tensor([16, 5])), torch.arange(3), 4, torch.tensor([2, 3]))
-    spans = token_spans(states, starts)
+    spans = token_spans(states, starts, 4)
     assert spans[0].tolist() == [[True, True, False, False, False], [False, False, True, True, False], [False] * 5]
     assert spans[1].tolist() == [[True, True, True, True, False], [False, False, False, False, True], [False] * 5]
     # The same tokens where the student cuts between bytes: at the 3rd, 9th and 10th of 16.
     owner = torch.tensor([0] * 3 + [1] * 6 + [2] + [3] * 6)
     bits = owner[None, :] == torch.arange(4)[:, None]
-    assert token_spans(bits[None], starts[:1], 1)[0].int().argmax(0)[:4].tolist() == [0, 1, 2, 3]
+    assert token_spans(bits[None], starts[:1], 1)[0].tolist() == [[i == j for j in range(5)] for i in range(4)]
     assert states_of(torch.tensor([0, 1, 4, 5])).tolist() == [0, 1, 1, 2]
 
 
@@ -234,7 +234,9 @@ def test_a_student_names_what_its_teacher_names(make: Make, base: Config, tmp_pa
     assert isinstance(encoder, ByteLevelEncoder)
     assert encoder.naming.share.item() == pytest.approx(0.4)
     assert batch.lesson is not None
-    cut = token_cut(encoder.cut(batch.input_ids, batch.lengths, batch.slots, batch.counts), batch.lesson.starts)
+    cut = token_cut(
+        encoder.cut(batch.input_ids, batch.lengths, batch.slots, batch.counts), batch.lesson.starts, encoder.grain
+    )
     assert cut.pieces.shape[1] == 2 * len(batch.slots)
     for b, length in enumerate(batch.lesson.lengths.tolist()):
         assert cut.pieces[b].sum(0).tolist() == [1] * length + [0] * (cut.pieces.shape[2] - length)
@@ -252,7 +254,9 @@ def test_terms_by_hand(make: Make, tmp_path: Path) -> None:
     assert batch.lesson is not None
     encoder = trainer.model.encoder
     assert isinstance(encoder, ByteLevelEncoder)
-    cut = token_cut(encoder.cut(batch.input_ids, batch.lengths, batch.slots, batch.counts), batch.lesson.starts)
+    cut = token_cut(
+        encoder.cut(batch.input_ids, batch.lengths, batch.slots, batch.counts), batch.lesson.starts, encoder.grain
+    )
     goal = trainer.model.teacher(batch.lesson.input_ids, batch.lesson.lengths, batch.slots, cut=cut)
     same = latent_terms(trainer.model, batch, goal)
     assert same["latent_cos"].item() == pytest.approx(0, abs=1e-6)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import signal
 import subprocess
 import sys
 import time
@@ -68,21 +69,29 @@ def test_eight_texts_come_back_exactly(root: Path, texts: list[str], tmp_path: P
     config.write_text(to_toml(options), encoding="utf-8")
     command = [sys.executable, "-m", "latentwire.cli", "train", "--config", str(config), "--out", str(run), "--quiet"]
 
-    def steps() -> int:
-        log = run / "log.jsonl"
-        return log.read_text().count('"event": "step"') if log.is_file() else 0
+    def log() -> list[tuple[str, int]]:
+        path = run / "log.jsonl"
+        lines = path.read_text().splitlines() if path.is_file() else []
+        records = [json.loads(line) for line in lines if line.endswith("}")]
+        return [(r["event"], r["step"]) for r in records if r["event"] in ("step", "resume")]
 
     process, at = subprocess.Popen(command, stderr=subprocess.DEVNULL), random.Random().randint(3, STEPS // 2)
-    while process.poll() is None and steps() < at:
+    while process.poll() is None and len(log()) < at:
         time.sleep(0.01)
     process.kill()
-    process.wait()
-    print(f"killed after step {steps()}")
-    assert steps() < STEPS, "the run was over before it could be killed"
+    assert process.wait() == -signal.SIGKILL
+    done = len(log())
+    print(f"killed after step {done}")
+    assert at <= done < STEPS
     before, _ = open_checkpoint(root / "reference", "cpu", llms=("smollm2-135m",))
     start = reading(before.eval(), before.llms[0], texts, parse("1/2"), TOKENS)
     again = subprocess.run(command, capture_output=True, text=True, check=False)
     assert again.returncode == 0, again.stderr
+    resumed, after = log()[done : done + 2]
+    assert resumed[0] == "resume"
+    # From the last checkpoint, of every second step; the one that was being written at the kill does not count.
+    assert after in [("step", done - done % 2 + 1), ("step", done - done % 2 - 1)]
+    assert log()[-1] == ("step", STEPS)
     model, _ = open_checkpoint(run / "last", "cpu")
     found = reading(model.eval(), model.llms[0], texts, parse("1/2"), TOKENS)
     print(f"tokens right: {start.accuracy:.3f} at the start, {found.accuracy:.3f} at the end; {found.latents} latents")

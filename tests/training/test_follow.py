@@ -22,6 +22,7 @@ from latentwire.training.building import open_checkpoint
 from latentwire.training.config import Config
 from latentwire.training.encoder_bytes import ByteLevelEncoder
 from latentwire.training.keeping import Keep, follow_loss
+from latentwire.training.lesson import token_cut
 from latentwire.training.lexicon import start_lexicon
 from latentwire.training.preview import preview
 from latentwire.training.stages import Stage
@@ -138,6 +139,16 @@ def test_no_more_latents_than_states(encoder: ByteLevelEncoder) -> None:
     assert cut.spans.any(-1).sum(1).tolist() == [7, 3]
     # Every byte is of one span.
     assert cut.spans.sum(1).tolist() == [[1] * 25, [1] * 9 + [0] * 16]
+
+
+def test_a_teacher_reads_the_cut_in_its_tokens(encoder: ByteLevelEncoder) -> None:
+    encoder.keep = Told({14: 9.0})
+    with torch.no_grad():
+        cut = encoder.cut(torch.tensor([list(TEXT)]), torch.tensor([len(TEXT)]), torch.arange(1))
+    # Tokens begin where the strings do; the first piece ends with the byte at which " at" begins.
+    found = token_cut(cut, torch.tensor([[0, 3, 7, 14, 17, 24, -1]]), encoder.grain)
+    assert found.pieces[0].tolist() == [[True] * 4 + [False] * 3, [False] * 4 + [True] * 2 + [False]]
+    assert found.spans[0].tolist() == [[True] * 6 + [False]]
 
 
 def test_padding_and_neighbours_change_nothing(encoder: ByteLevelEncoder) -> None:
