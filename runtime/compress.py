@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
-from ..core.errors import InputError, LatentWireError
+from ..core.errors import InputError, LatentWireError, RowError
 from ..engines.base import F32, Engine
 from ..engines.bundle import EncoderInfo
 from . import fsq, hybrid, message
@@ -247,6 +247,9 @@ def _sent(
     made: Message | LatentWireError
     try:
         sound = _all(z)
+        if not all(map(len, sound)):
+            what, fix = "the encoder knows nothing of this text", "--fallback size, or the encoder of tokens"
+            raise RowError(2015, what, where=row.name, expected="expected a string of its lexicon, got none", fix=fix)
         quantised = _all(codes) if codes is not None else None
         if quantised is not None:
             coded = [message.code_codes(c) for c in quantised]

@@ -19,8 +19,8 @@ from .message import Coded, Message
 from .options import CompressOptions
 from .quantise import U8, to_latents
 
-RESCUED: Final = (2014,)
-"""Errors that are only about size."""
+RESCUED: Final = (2014, 2015)
+"""Errors of latents alone: their size, or that there are none. The text itself is sound."""
 
 
 def fidelity(engine: Engine, z: F32, codes: U8 | None, coded: Coded) -> float:

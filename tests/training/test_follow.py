@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from latentwire.core.errors import ModelError
+from latentwire.core.errors import ModelError, RowError
 from latentwire.export.export import Request, export_bundle
 from latentwire.export.join import join
 from latentwire.export.publish import publish
@@ -199,6 +199,12 @@ def test_it_follows_its_teacher_without_an_llm(
     text = "The old bridge at Tolmin was built in 1887 by Anton Kovac, who liked tea."
     with Pipeline.open(tmp_path / "d") as pipe:
         latents = message.unpack(pipe.compress([text], CompressOptions(codec="f16"))[0]).z()
+        # Of a text in which it knows no string there is no latent: that row is refused, or travels as text.
+        with pytest.raises(
+            RowError, match=r"LW-2015 the encoder knows nothing of this text; text 1; .*--fallback size"
+        ):
+            pipe.compress([text, "漢字"], CompressOptions(codec="i8"))
+        assert message.unpack(pipe.compress(["漢字"], CompressOptions(codec="i8", fallback="size"))[0]).text() == "漢字"
     ids = model.ids(text)
     assert len(ids) % 4
     with torch.no_grad():
