@@ -95,9 +95,10 @@ def verdict(found: dict[str, Any], latents: object) -> str:
             continue
         sorts: dict[str, list[str]] = {"beat": [], "are level with": [], "do NOT beat": []}
         for kind in (k for k in names if k in kinds):
-            low, high = apart.get(f"{column}_ci", (1, 1)) if kind == "first" else (1, 1)
+            interval = apart.get(f"{column}_ci") if kind == "first" else None
             won = "beat" if sign * (own - kinds[kind][column]) > 0 else "do NOT beat"
-            sorts["are level with" if low <= 0 <= high else won].append(names[kind])
+            level = interval and interval[0] <= 0 <= interval[1]
+            sorts["are level with" if level else won].append(names[kind])
         parts = (
             f"{what} {(' nor ' if 'NOT' in what else ' and ').join(which)}" for what, which in sorts.items() if which
         )

@@ -232,6 +232,17 @@ def test_bad_options(values: dict[str, object]) -> None:
     assert caught.value.code == 3210
 
 
+def test_the_longest_text_of_bytes_depends_on_what_it_is_cut_at() -> None:
+    own = {"encoder_type": "bytes", "teacher": "t", "bundle": "follow", "span_type": "learned", "max_tokens": PLACES}
+    assert from_mapping(own, "run.toml").max_tokens == PLACES
+    with pytest.raises(ModelError, match=rf"max_tokens.*at most {PLACES} where span_type is learned"):
+        from_mapping({**own, "max_tokens": PLACES + 1}, "run.toml")
+    states = {**own, "bundle": "default", "span_type": "salient", "max_tokens": 4 * PLACES}
+    assert from_mapping(states, "run.toml").max_tokens == 4 * PLACES
+    with pytest.raises(ModelError, match=rf"at most {4 * PLACES} where span_type is salient"):
+        from_mapping({**states, "max_tokens": 4 * PLACES + 1}, "run.toml")
+
+
 def test_config_file_and_overrides(tmp_path: Path) -> None:
     (tmp_path / "run.toml").write_text("steps = 7\nlr_new = 1\n")
     config = load(tmp_path / "run.toml", ["seed=4", "precision=fp32", 'llms=["a", "b"]'])
